@@ -77,19 +77,34 @@ def _json_lines(path: Path) -> list[Any]:
 def _from_rows(rows: Any, path: Path) -> pd.DataFrame:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path} must hold a list of objects, one a row, as [{{"instruction": …}}, …] or one a line.')
-    try:
-        return pd.DataFrame(rows)
-    except UnicodeEncodeError:
-        return pd.DataFrame([{key: well_formed(value) for key, value in row.items()} for row in rows])
+    return pd.DataFrame([well_formed(row) for row in rows])
 
 
 def well_formed(value: Any) -> Any:
-    """Replace halves of surrogate pairs, which a text may hold but no table, by U+FFFD; other values stay."""
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+    """Replace halves of surrogate pairs, which a text may hold but no table, by U+FFFD, in lists and objects as well.
+
+    Two halves that make a pair become its letter. Other values stay as they are.
+    """
+    match value:
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return value
+        case dict():
+            return {well_formed(key): well_formed(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [well_formed(inner) for inner in value]
+        case _:
+            return value
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Write a table as its suffix says; the file appears whole or not at all.
+
+    Texts are written well-formed, as they are read: half of a surrogate pair, which a model's broken output may hold
+    and no table format can, becomes U+FFFD (�), whatever the format.
 
     Raises:
         DataError: The suffix is unknown.
@@ -99,6 +114,11 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
         raise DataError(f"{path} ends in {path.suffix!r}; simfarm writes {', '.join(SUFFIXES)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # only columns of Python objects can hold what is not well-formed: Arrow's strings are UTF-8
+    objects = [name for name, kind in table.dtypes.items() if pd.api.types.is_object_dtype(kind)]
+    table = table.copy(deep=False)
+    for name in objects:
+        table[name] = pd.Series(list(map(well_formed, table[name])), index=table.index, dtype=object)
     try:
         match path.suffix.lower():
             case ".json":
@@ -116,7 +136,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    # ASCII JSON keeps lone surrogates of a model's output; NaN is not JSON, so missing becomes null
+    # NaN is not JSON, so missing becomes null
     missing = table.isna()
     return [
         {

@@ -1,6 +1,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# a test's time says nothing about what it tests, and on a shared machine it varies
+settings.register_profile("simfarm", deadline=None)
+settings.load_profile("simfarm")
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,34 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path) -> No
     assert list(back["n"]) == [1, 2]
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+def test_half_a_surrogate_pair_is_written_as_the_replacement_character(tmp_path, suffix: str) -> None:
+    texts = pd.Series(["a \ud83d b", "\ud83d\ude00", "plain", None], dtype=object)
+    back = tables.read_table(
+        tables.write_table(pd.DataFrame({"output": texts, "n": range(4)}), tmp_path / f"t{suffix}")
+    )
+    assert list(back["output"][:3]) == ["a \ufffd b", "\U0001f600", "plain"]
+    assert back["output"].isna().tolist() == [False, False, False, True]
+    assert texts[0] == "a \ud83d b"
+
+
+def test_broken_texts_inside_lists_and_mixed_columns_are_read_and_written(tmp_path) -> None:
+    (tmp_path / "t.json").write_text('[{"o": [{"text": "\\ud83d"}], "m": 1}, {"o": [], "m": "\\ude00"}]')
+    back = tables.read_table(tmp_path / "t.json")
+    assert back["o"][0] == [{"text": "\ufffd"}] and list(back["m"]) == [1, "\ufffd"]
+    nested = pd.DataFrame({"o": pd.Series([["\ud83d"], []], dtype=object)})
+    assert list(tables.read_table(tables.write_table(nested, tmp_path / "n.parquet"))["o"][0]) == ["\ufffd"]
+
+
+@given(st.text(st.characters(codec=None)))
+def test_well_formed_changes_broken_texts_only(text: str) -> None:
+    mended = tables.well_formed(text)
+    mended.encode("utf-8")
+    assert tables.well_formed(mended) == mended
+    if not any("\ud800" <= letter <= "\udfff" for letter in text):
+        assert mended == text
+
+
 def test_csv_keeps_the_text_NA(tmp_path) -> None:
     back = tables.read_table(tables.write_table(pd.DataFrame({"instruction": ["NA", "null"]}), tmp_path / "t.csv"))
     assert list(back["instruction"]) == ["NA", "null"]
