@@ -13,6 +13,7 @@ from simfarm.errors import SimfarmError, suggest
 # verb -> (module of simfarm.cli, one-line help); a module defines a click command named like its verb
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run an experiment end to end."),
+    "compare": ("compare", "Compare finished runs."),
     "models": ("models", "List the built-in models, or fetch one."),
     "evalsets": ("evalsets", "List the instruction sets; check one."),
     "annotate": ("annotate", "Label pairs or lists with a pool of annotators."),

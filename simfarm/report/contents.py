@@ -9,7 +9,7 @@ import pandas as pd
 
 from simfarm.experiments.config import flatten
 from simfarm.report.data import BASELINE, RunData
-from simfarm.report.measures import kl_of
+from simfarm.report.measures import kl_of, money
 from simfarm.report.tabulate import Cell, Column, Table
 
 PACKAGES = ("numpy", "pandas", "scipy", "torch", "transformers", "matplotlib")
@@ -150,12 +150,8 @@ def _versions() -> list[str]:
 
 
 def _money(run: RunData, name: str) -> str:
-    table = run.table(name)
-    if table is None or "cost" not in table.columns:
-        return "unknown"
-    cost = pd.to_numeric(table["cost"]).astype(float)
-    # one unknown price makes the sum unknown; it is never counted as nothing
-    return "unknown (no price recorded)" if cost.isna().any() else f"{cost.sum():.2f} US dollars"
+    cost = money(run, name)
+    return "unknown (no price recorded)" if cost is None else f"{cost:.2f} US dollars"
 
 
 def stages(run: RunData) -> Table | None:

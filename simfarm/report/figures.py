@@ -112,9 +112,10 @@ def all_plots(run: RunData) -> list[Plot]:
     return [plot for plot in drawn if plot is not None]
 
 
-def _figure(
+def new_figure(
     height: float, rows: int = 1, columns: int = 1, *, sharex: bool | Share = False, sharey: bool | Share = False
 ) -> tuple[Figure, np.ndarray[Any, np.dtype[Any]]]:
+    """Make a figure of the report's width and a height in inches, with (rows, columns) axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
 
@@ -127,7 +128,7 @@ def look(index: int) -> tuple[str, str]:
 def win_rates(run: RunData) -> Plot:
     """Draw each method's win rate and interval."""
     rates = run.win_rates
-    figure, axes = _figure(1.1 + 0.36 * len(rates))
+    figure, axes = new_figure(1.1 + 0.36 * len(rates))
     ax: Axes = axes[0, 0]
     ax.axvline(50, color=INK, linewidth=1, linestyle="--")
     hover = {}
@@ -160,7 +161,7 @@ def humans(run: RunData) -> Plot | None:
     both = run.humans
     if both is None or both.empty:
         return None
-    figure, axes = _figure(3.9)
+    figure, axes = new_figure(3.9)
     ax: Axes = axes[0, 0]
     hover = {}
     for i, (_, row) in enumerate(both.iterrows()):
@@ -190,7 +191,7 @@ def best_of_n(run: RunData) -> Plot | None:
     curve = run.table("overoptimization/best_of_n.csv")
     if curve is None:
         return None
-    figure, axes = _figure(4.6, 2, 2, sharex="col", sharey="row")
+    figure, axes = new_figure(4.6, 2, 2, sharex="col", sharey="row")
     found = optimum(run)
     rows = (
         ("proxy", "reward model (proxy)", 1.0, "reward"),
@@ -240,7 +241,7 @@ def reward_model(run: RunData) -> Plot | None:
     if log is None or accuracy is None:
         return None
     calibration = calibration_of(run)
-    figure, axes = _figure(2.8, 1, 3 if calibration is not None else 2)
+    figure, axes = new_figure(2.8, 1, 3 if calibration is not None else 2)
     ax: Axes = axes[0, 0]
     window = max(2, len(log) // 10)
     smooth = log["loss"].rolling(window, min_periods=1).mean()
@@ -311,7 +312,7 @@ def ppo(run: RunData) -> Plot | None:
     panels = [panel for panel in PPO_PANELS if panel[0] in log.columns]
     if not panels:
         return None
-    figure, axes = _figure(1.75 * -(-len(panels) // 4) + 0.2, -(-len(panels) // 4), min(4, len(panels)), sharex=True)
+    figure, axes = new_figure(1.75 * -(-len(panels) // 4) + 0.2, -(-len(panels) // 4), min(4, len(panels)), sharex=True)
     for i, ax in enumerate(axes.flat):
         if i >= len(panels):
             ax.set_visible(False)
@@ -355,7 +356,7 @@ def annotators(run: RunData) -> Plot | None:
     shares = annotator_shares(labels)
     everyone = shares.iloc[-1]
     shares = shares[:-1]
-    figure, axes = _figure(1.2 + 0.26 * len(shares), 1, 3, sharey=True)
+    figure, axes = new_figure(1.2 + 0.26 * len(shares), 1, 3, sharey=True)
     rows = np.arange(len(shares))
     axes[0, 0].barh(rows, shares["judged"], color=COLOURS[0], height=0.62)
     axes[0, 0].barh(

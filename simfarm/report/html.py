@@ -32,12 +32,13 @@ def write_report(folder: Path) -> None:
     plots = all_plots(run)
     for plot in plots:
         save(plot, folder / "figures")
-    _write(folder / "tables" / "methods.tex", to_latex(contents.methods(run)))
-    _write(folder / "report.md", markdown_report(run, plots))
-    _write(folder / "report.html", page(run, plots))
+    write_text(folder / "tables" / "methods.tex", to_latex(contents.methods(run)))
+    write_text(folder / "report.md", markdown_report(run, plots))
+    write_text(folder / "report.html", page(run, plots))
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a page or a table of text, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
     # a lone surrogate in a name has no UTF-8; a reference is what both HTML and Markdown can hold instead
@@ -58,15 +59,16 @@ def page(run: RunData, plots: list[Plot]) -> str:
         "about": prose(about(run)),
         "headline": prose(findings.headline(run)),
         "conclusions": "".join(f"<li>{prose(text)}</li>" for text in found),
-        "methods": _figure(drawn, "win_rates")
+        "methods": figure_html(drawn, "win_rates")
         + to_html(contents.methods(run))
         + _details("At equal length", contents.length_controlled(run))
         + _details("Method against method", contents.differences(run)),
-        "humans": _figure(drawn, "humans", "No method of this run has a human score to compare with."),
-        "overoptimization": _figure(drawn, "best_of_n", "This run drew too few samples for a best-of-n curve."),
-        "reward": _figure(drawn, "reward_model", "This run trained no reward model.") + _table(contents.rewards(run)),
-        "training": _figure(drawn, "ppo", "This run trained no policy by PPO."),
-        "annotators": _figure(drawn, "annotators", "This run made no labels for training.")
+        "humans": figure_html(drawn, "humans", "No method of this run has a human score to compare with."),
+        "overoptimization": figure_html(drawn, "best_of_n", "This run drew too few samples for a best-of-n curve."),
+        "reward": figure_html(drawn, "reward_model", "This run trained no reward model.")
+        + _table(contents.rewards(run)),
+        "training": figure_html(drawn, "ppo", "This run trained no policy by PPO."),
+        "annotators": figure_html(drawn, "annotators", "This run made no labels for training.")
         + ("" if shares is None else to_html(contents.annotators(annotator_shares(shares)))),
         "provenance": to_html(contents.provenance(run))
         + _details("Time of each stage", contents.stages(run))
@@ -112,7 +114,8 @@ def about(run: RunData) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _figure(drawn: dict[str, Plot], name: str, absent: str = "") -> str:
+def figure_html(drawn: dict[str, Plot], name: str, absent: str = "") -> str:
+    """Return a figure with its caption, or a sentence where it was not drawn."""
     if name not in drawn:
         return f"<p>{html.escape(absent)}</p>"
     plot = drawn[name]

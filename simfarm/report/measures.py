@@ -27,6 +27,16 @@ def kl_of(run: RunData, method: str) -> float | None:
     return float(log["kl"].iloc[-1]) if log is not None and "kl" in log.columns else None
 
 
+def money(run: RunData, name: str) -> float | None:
+    """Return what the labels of a table of the run cost in US dollars; None where a price is unknown."""
+    table = run.table(name)
+    if table is None or "cost" not in table.columns:
+        return None
+    cost = pd.to_numeric(table["cost"]).astype(float)
+    # one unknown price makes the sum unknown; it is never counted as nothing
+    return None if cost.isna().any() else float(cost.sum())
+
+
 @dataclass(frozen=True, slots=True)
 class Optimum:
     """Best-of-n's gold preference: where it is highest, what it gains from n = 1, and what it loses after the peak."""

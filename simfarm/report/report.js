@@ -31,7 +31,9 @@
     }));
   }
 
-  const sets = JSON.parse(document.getElementById("data").textContent).sets;
+  const data = document.getElementById("data");
+  if (!data) return;
+  const sets = JSON.parse(data.textContent).sets;
   const [form, set, category, tag, search, list, count, shown] =
     ["browser", "set", "category", "tag", "search", "item", "count", "example"].map((id) => document.getElementById(id));
   if (!sets.length) {
