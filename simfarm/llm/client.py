@@ -222,9 +222,9 @@ class _Run:
         room = asyncio.Semaphore(2 * self.options.concurrency)
         async with asyncio.TaskGroup() as group:
             while chunk := list(islice(jobs, CHUNK)):
-                for job in await self._owed(chunk, place.price):
+                for key, request in await self._owed(chunk, place.price):
                     await room.acquire()
-                    task = group.create_task(self._call(place, job.request))
+                    task = group.create_task(self._call(place, request, key))
                     task.add_done_callback(lambda _: room.release())
         if place.rejections and not place.answered and place.rejections[-1].whole_endpoint:
             raise _hopeless(place)
@@ -255,8 +255,8 @@ class _Run:
             place.backend = self.servers[where]
         return place.backend
 
-    async def _owed(self, chunk: list[Job], price: Price | None) -> list[Job]:
-        """Read what is stored; return the first job of each request that must be asked."""
+    async def _owed(self, chunk: list[Job], price: Price | None) -> list[tuple[str, Request]]:
+        """Read what is stored; return the requests that must be asked, each once, with their keys."""
         unknown = []
         for job in chunk:
             # shared before the lookup: a call that ends while the lookup is under way would be missed by both
@@ -271,7 +271,7 @@ class _Run:
                 job.read(Outcome(answer, cost(price, answer)))
             elif not self._share(key, job):
                 self.waiting[key] = [job]
-                owed.append(job)
+                owed.append((key, job.request))
         return owed
 
     def _share(self, key: str, job: Job) -> bool:
@@ -286,8 +286,7 @@ class _Run:
         for job in self.waiting.pop(key):
             job.read(outcome)
 
-    async def _call(self, place: _Place, request: Request) -> None:
-        key = request.key
+    async def _call(self, place: _Place, request: Request, key: str) -> None:
         tokens = tokens_at_most(request) + (request.max_tokens or 0)
         estimate = cost_at_most(place.price, request) if place.price else 0.0
         reserve = estimate * place.scale
@@ -404,7 +403,7 @@ class _Run:
         loaded = backend
         try:
             while chunk := list(islice(jobs, LOCAL_CHUNK.get(endpoint.provider, CHUNK))):
-                owed = [job.request for job in await self._owed(chunk, FREE)]
+                owed = [request for _, request in await self._owed(chunk, FREE)]
                 if not owed:
                     continue
                 if loaded is None:
