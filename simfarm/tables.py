@@ -234,6 +234,39 @@ def read_outputs(path: str | Path, generator: str | None = None) -> pd.DataFrame
     return table
 
 
+def to_alpaca_eval(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn labels or outputs into what the package alpaca_eval writes: annotations.json, or model_outputs.json.
+
+    alpaca_eval has no column `input`: it is joined to the instruction behind a blank line. Its preference has the same
+    scale, its output_1 is the baseline's; a missing preference stays missing, and it leaves those rows out.
+
+    Args:
+        table: Labels (with generator_1 and generator_2), or outputs (instruction, output, generator).
+
+    Returns:
+        For labels: instruction, output_1, generator_1, output_2, generator_2, dataset, annotator, preference and, where
+        known, raw_completion, price_per_example (US dollars), time_per_example (seconds). For outputs: dataset,
+        instruction, output, generator.
+
+    Raises:
+        DataError: The table is neither.
+    """
+    if "output" in table.columns:
+        require_columns(table, OUTPUT_COLUMNS, "outputs")
+        columns = ["dataset", *OUTPUT_COLUMNS]
+    else:
+        table = check_labels(table)
+        require_columns(table, ("generator_1", "generator_2"), "labels")
+        names = {"raw": "raw_completion", "cost": "price_per_example", "latency": "time_per_example"}
+        table = table.rename(columns=names)
+        columns = ["instruction", "output_1", "generator_1", "output_2", "generator_2", "dataset", "annotator"]
+        columns += ["preference", *(name for name in names.values() if name in table.columns)]
+    table = with_input(table)
+    joined = table["instruction"].where(table["input"] == "", table["instruction"] + "\n\n" + table["input"])
+    defaults = {name: "simfarm" for name in ("dataset", "annotator") if name not in table.columns}
+    return table.assign(instruction=joined, **defaults)[columns].reset_index(drop=True)
+
+
 def head_to_head(outputs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     """Pair a generator's outputs with the baseline's on the same instructions: output_1 = the baseline's.
 

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from simfarm.report import findings
 from simfarm.report.data import RunData
 from simfarm.report.measures import annotator_shares, calibration_of, held_out_accuracy, optimum
+from simfarm.tables import require_columns
 
 INK, GRID = "#24292f", "#d0d7de"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5609a", "#a07b00", "#3f94c9", "#7a7f85")
@@ -191,8 +192,34 @@ def best_of_n(run: RunData) -> Plot | None:
     curve = run.table("overoptimization/best_of_n.csv")
     if curve is None:
         return None
-    figure, axes = new_figure(4.6, 2, 2, sharex="col", sharey="row")
+    last = curve.iloc[-1]
+    alt = (
+        f"Best-of-n for n from 1 to {last['n']:.0f}: proxy from {curve['proxy'].iloc[0]:.3f} to {last['proxy']:.3f}; "
+        f"gold from {100 * curve['gold'].iloc[0]:.1f} % to {100 * last['gold']:.1f} %."
+    )
     found = optimum(run)
+    caption = f"{findings.over_optimization(found)} Bands: 95 % over instructions. Star: gold's highest point.".strip()
+    return Plot("best_of_n", caption, alt, draw_curve(curve, None if found is None else found.n_peak))
+
+
+def plot_best_of_n(curve: pd.DataFrame) -> Figure:
+    """Draw an over-optimization curve; `figure.savefig("curve.svg")` writes it.
+
+    Args:
+        curve: From `simfarm.best_of_n`, gold being a probability from 0 to 1. The star marks gold's highest point.
+
+    Raises:
+        DataError: A column is missing.
+    """
+    bounds = [f"{name}_ci_{end}" for name in ("proxy", "gold") for end in ("low", "high")]
+    require_columns(curve, ["n", "kl", "proxy", "gold", *bounds], "curve")
+    with style():
+        return draw_curve(curve, int(curve["n"].iloc[int(curve["gold"].argmax())]))
+
+
+def draw_curve(curve: pd.DataFrame, peak: int | None) -> Figure:
+    """Draw proxy above gold, against n and KL, with bands; a star on gold at n = `peak`."""
+    figure, axes = new_figure(4.6, 2, 2, sharex="col", sharey="row")
     rows = (
         ("proxy", "reward model (proxy)", 1.0, "reward"),
         ("gold", "pool without noise (gold)", 100.0, "preferred to the baseline, %"),
@@ -215,9 +242,9 @@ def best_of_n(run: RunData) -> Plot | None:
             )
             if name == "gold":
                 ax.axhline(50, color=INK, linewidth=1, linestyle="--")
-                if found is not None:
-                    peak = curve[curve["n"] == found.n_peak]
-                    ax.plot(peak[x], scale * peak[name], marker="*", markersize=12, color=INK, linestyle="none")
+                if peak is not None:
+                    best = curve[curve["n"] == peak]
+                    ax.plot(best[x], scale * best[name], marker="*", markersize=12, color=INK, linestyle="none")
             if i == 0:
                 ax.set_title(f"Best-of-n against {'n' if j == 0 else 'KL'}")
             if j == 0:
@@ -226,13 +253,7 @@ def best_of_n(run: RunData) -> Plot | None:
     axes[1, 0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes[1, 0].set_xlabel("n, samples to choose from (log scale)")
     axes[1, 1].set_xlabel("KL from the initial policy, nats: log n − (n − 1)/n")
-    last = curve.iloc[-1]
-    alt = (
-        f"Best-of-n for n from 1 to {last['n']:.0f}: proxy from {curve['proxy'].iloc[0]:.3f} to {last['proxy']:.3f}; "
-        f"gold from {100 * curve['gold'].iloc[0]:.1f} % to {100 * last['gold']:.1f} %."
-    )
-    caption = f"{findings.over_optimization(found)} Bands: 95 % over instructions. Star: gold's highest point.".strip()
-    return Plot("best_of_n", caption, alt, figure)
+    return figure
 
 
 def reward_model(run: RunData) -> Plot | None:
