@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -79,9 +80,10 @@ class Stub:
         size = sum(len(message["content"]) for message in body["messages"])
         response = web.Response(body=answer(self.options.text, body["model"], size), content_type="application/json")
         if self.log:
-            await response.prepare(request)
-            await response.write_eof()
-            self.note(name, "answered")
+            with contextlib.suppress(ConnectionResetError):  # who asked is gone, and was not answered
+                await response.prepare(request)
+                await response.write_eof()
+                self.note(name, "answered")
         return response
 
     def fault(self, name: str) -> str:

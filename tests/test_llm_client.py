@@ -1,12 +1,6 @@
 """The client: what is kept, what is asked again, what stops it."""
 
 import asyncio
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -304,70 +298,7 @@ def test_two_processes_that_ask_the_same_end_with_the_same_answer(store: SQLiteS
     assert texts(results["one"]) == texts(results["two"])
 
 
-DRIVER = """
-import sys, json
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from llm_helpers import ask, stream
-from simfarm.llm.backend import Endpoint
-from simfarm.llm.client import Client, Options
-from simfarm.llm.store import Kept, SQLiteStore
-store, base_url, count = SQLiteStore(Path(sys.argv[2])), sys.argv[3], int(sys.argv[4])
-server = Endpoint("openai/m", base_url).server
-outcomes = []
-client = Client(store, options=Options(concurrency=32))
-print("begun", flush=True)
-client.run([stream([ask(f"q{i}", "openai/m", server=server) for i in range(count)], outcomes.append, base_url)])
-print(json.dumps([type(o.result).__name__ for o in outcomes]))
-"""
 ROWS = 160
-
-
-def start_driver(store: Path, base_url: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(store), base_url, str(ROWS)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OPENAI_API_KEY": "sk-x"},
-    )
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
-    return process
-
-
-def stored_names(path: Path, base_url: str) -> set[str]:
-    requests = [ask(f"q{i}", "openai/m", server="localhost/v1") for i in range(ROWS)]
-    store = SQLiteStore(path)
-    found = store.get([request.key for request in requests])
-    store.close()
-    return {name_in_log(request) for request in requests if request.key in found}
-
-
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_killed_at_random_moments_on_a_faulty_server(tmp_path: Path, blow: signal.Signals) -> None:
-    """At the end every answer is there once, and no answer that was stored when the blow fell was asked again."""
-    log, path, chance = tmp_path / "log", tmp_path / "calls.sqlite", random.Random(int(blow))
-    settled: list[tuple[int, set[str]]] = []
-    with stub_server("--faults", "0.2", "--latency", "0.02", "--slow", "0.3", "--log", str(log)) as base_url:
-        for _ in range(3):
-            driver = start_driver(path, base_url)
-            enough = answered(log).total() + chance.randrange(5, 45)
-            while answered(log).total() < enough:
-                time.sleep(0.001)
-            driver.send_signal(blow)
-            driver.communicate()
-            time.sleep(0.4)  # what the server still had under way
-            settled.append((len(read_log(log)), stored_names(path, base_url)))
-        last = start_driver(path, base_url)
-        out, _ = last.communicate(timeout=60)
-        assert json.loads(out) == ["Answer"] * ROWS
-    counts, lines = answered(log), read_log(log)
-    assert 0 < len(settled[0][1]) < ROWS, "the blows must fall in the middle"
-    assert len(counts) == ROWS
-    for position, names in settled:
-        assert not names & {name for name, _ in lines[position:]}
-    lost = sum(counts.values()) - ROWS
-    assert lost <= 32 * len(settled), "only what was under way when a blow fell may be asked twice"
-    assert stored_names(path, base_url) == set(counts)
 
 
 def test_a_faulty_server_alone_costs_no_answer_and_no_second_call(store: SQLiteStore, tmp_path: Path) -> None:

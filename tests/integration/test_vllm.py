@@ -1,7 +1,8 @@
 """A real vLLM server on this machine, driven by the shipped client: logprobs, pools, the store, batch files.
 
-Skipped where there is no vLLM. It needs an environment of its own (its pins differ from simfarm's): give its command as
-SIMFARM_VLLM=/path/to/env/bin/vllm. The model is the built-in smollm2-135m, or the folder in SIMFARM_VLLM_MODEL.
+Skipped where there is no vLLM. It needs an environment of its own (its pins differ from simfarm's): install_vllm.sh
+beside this file makes one for a CPU; give its command as SIMFARM_VLLM=/path/to/env/bin/vllm. The model is the built-in
+smollm2-135m (simfarm models pull smollm2-135m), or the folder in SIMFARM_VLLM_MODEL.
 """
 
 import json
@@ -28,7 +29,10 @@ MODEL = os.environ.get("SIMFARM_VLLM_MODEL") or ("smollm2-135m" if is_stored("sm
 ARGUMENTS = ["--max-model-len", "2048", "--max-num-seqs", "16", "--dtype", "bfloat16", "--enforce-eager"]
 
 pytestmark = [
-    pytest.mark.skipif(VLLM is None, reason="vLLM is not installed: set SIMFARM_VLLM to the vllm command"),
+    pytest.mark.skipif(
+        VLLM is None,
+        reason="vLLM is not installed: tests/integration/install_vllm.sh ENV, then SIMFARM_VLLM=ENV/bin/vllm",
+    ),
     pytest.mark.skipif(MODEL is None, reason="no model: simfarm models pull smollm2-135m, or set SIMFARM_VLLM_MODEL"),
 ]
 

