@@ -1,10 +1,12 @@
 """How fast simfarm annotates against a server that answers in 50 ms, beside alpaca_eval and a bare aiohttp loop.
 
-    python benchmarks/annotate_throughput.py --peer-python /path/to/env-with-alpaca_eval-0.6.6/bin/python
+    python -m venv peer && peer/bin/pip install alpaca_eval==0.6.6 'setuptools<81'
+    cd benchmarks
+    python annotate_throughput.py --peer-python ../peer/bin/python --out results/annotate_throughput.md
 
 The server is a stub in a process of its own; every tool runs in a process of its own, one after the other, on the same
-pairs, with an empty cache. Timed is the call that labels, not the start of Python. Without --peer-python the comparison
-with alpaca_eval is left out. Also measured: a pool of thirteen members, and a resume with 100,000 stored labels.
+pairs, with an empty cache. Timed is the call that labels, without imports. Without --peer-python the comparison with
+alpaca_eval is left out. Also measured: a pool of thirteen members, and a resume with 100,000 stored labels.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -37,6 +40,7 @@ over know water than call first who may down side been now find my
 PEER = """
 import json, logging, pathlib, sys, time
 import pandas as pd
+import openai
 from alpaca_eval import annotators
 logging.disable(logging.CRITICAL)
 rows = json.load(open(sys.argv[1]))
@@ -119,13 +123,13 @@ def judge_requests(pairs: Path, url: str) -> Iterator[Any]:
 
 def step_simfarm(pairs: Path, url: str, pool_name: str, assign: str, store: str) -> dict[str, float]:
     """Label the pairs through a store."""
-    import aiohttp  # noqa: F401 (simfarm imports it at the first call; no tool's imports are timed)
     import pandas as pd
 
     from simfarm.annotators.pool import load_pool
     from simfarm.llm.client import Client, Options
     from simfarm.llm.store import open_store
 
+    importlib.import_module("openai")  # imported at the first call otherwise; no tool's imports are timed
     table = pd.read_parquet(pairs)
     pool = load_pool(pool_name, base_url=url)
     client = Client(open_store(store), options=Options(concurrency=CONCURRENCY))

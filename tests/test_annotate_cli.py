@@ -84,11 +84,11 @@ def test_to_trl_leaves_out_ties_and_missing_ones() -> None:
 def test_the_same_command_again_asks_nobody(pairs: Path, tmp_path: Path) -> None:
     command = ["annotate", pairs, "--pool", "alpacafarm", "--json", "--store", tmp_path / "s.sqlite"]
     with stub_server("--latency", "0.001", "--text", "A") as url:
-        first = json.loads(simfarm(*command, "--out", tmp_path / "a.json", "--base-url", url).output)
+        first = json.loads(simfarm(*command, "--out", tmp_path / "a.json", "--base-url", url).stdout)
         assert first["calls"] > 10 and first["failed"] == 0
         assert first["calls_of_unknown_price"] == first["calls"]
     with stub_server("--refuse", "500:x:off") as url:
-        again = json.loads(simfarm(*command, "--out", tmp_path / "b.json", "--base-url", url).output)
+        again = json.loads(simfarm(*command, "--out", tmp_path / "b.json", "--base-url", url).stdout)
     assert again["calls"] == 0 and again["from_store"] >= first["calls"]
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
 
@@ -127,9 +127,23 @@ def test_lists_and_outputs(tmp_path: Path) -> None:
     assert {a["model"] for a in tables.read_table(tmp_path / "rank.jsonl")["answers"][0]} == {"x", "y", "z"}
 
 
+def test_rankings_are_priced_before_they_are_asked(tmp_path: Path) -> None:
+    rows = [{"instruction": f"red {i}", "outputs": ["red", "blue", "green"]} for i in range(6)]
+    lists = tables.write_table(pd.DataFrame(rows), tmp_path / "lists.jsonl")
+    command = ["annotate", lists, "--pool", "alpacafarm", "--lists", "rank", "--replicates", "2"]
+    found = json.loads(simfarm(*command, "--dry-run", "--json").stdout)
+    assert (
+        found["labels"] == 12 == sum(m["labels"] for m in found["members"]) == sum(m["calls"] for m in found["members"])
+    )
+    assert 0 < found["cost"] < 1
+    with pytest.raises(ConfigError, match="--trl needs pairs"):
+        simfarm(*command, "--out", tmp_path / "l.json", "--trl", tmp_path / "t.jsonl")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--pool", "alpacafarm", "--out", "l.txt"], "'.txt'; simfarm writes .json"),
         (["--pool", "alpacafrm", "--out", "l.json"], "Did you mean 'alpacafarm'"),
         (["--pool", "alpacafarm"], "--out LABELS"),
         (["--pool", "alpacafarm", "--out", "l.json", "--model", "strong"], "ROLE=PROVIDER/MODEL"),
@@ -151,17 +165,17 @@ def test_unknown_columns_are_named(tmp_path: Path) -> None:
 
 
 def test_pools_lists_and_shows_all() -> None:
-    listed = json.loads(simfarm("pools", "--json").output)
+    listed = json.loads(simfarm("pools", "--json").stdout)
     sizes = {row["name"]: row["members"] for row in listed}
     assert sizes["alpacafarm"] == 13 and sizes["personas"] >= 8 and sizes["alpacaeval"] == 1
     for name in sizes:
-        assert len(json.loads(simfarm("pool", "show", name, "--json").output)["members"]) == sizes[name]
+        assert len(json.loads(simfarm("pool", "show", name, "--json").stdout)["members"]) == sizes[name]
         assert name in simfarm("pool", "show", name).output
 
 
 @pytest.mark.parametrize("name", ["alpacafarm", "alpacaeval", "open-weights", "personas"])
 def test_pool_check_renders_counts_and_prices_every_member(name: str) -> None:
-    found = json.loads(simfarm("pool", "check", name, "--json").output)
+    found = json.loads(simfarm("pool", "check", name, "--json").stdout)
     for one in found:
         assert "Open the calendar" in one["prompt"] and 100 < one["tokens_per_label"] < 5000
         assert one["usd_per_1000"] is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -62,17 +62,28 @@ def _nobody(_: int, __: Verdict) -> None:
 
 
 def estimate(pool: Pool, plan: Plan, *, store: Store, prices: Prices, soft: bool = False) -> list[MemberEstimate]:
-    """Count calls, tokens and dollars of a plan, per member, before any is spent.
+    """Count calls, tokens and dollars of a plan, per member, before any is spent; see `estimate_calls`."""
+    labels = {name: len(indices) for name, indices in plan.by_member().items()}
+    return estimate_calls(pool, labels, requests(pool, plan, soft=soft), store=store, prices=prices)
+
+
+def estimate_calls(
+    pool: Pool, labels: Mapping[str, int], calls: Iterator[tuple[str, Request]], *, store: Store, prices: Prices
+) -> list[MemberEstimate]:
+    """Count calls, tokens and dollars, per member, before any is spent.
 
     Tokens are estimated from above, one per three bytes, and answers are taken to use all of max_tokens, so that the
     real cost is usually well below.
+
+    Args:
+        pool: Who judges.
+        labels: How many labels each member is to give.
+        calls: The calls that this takes, with the member who makes each.
+        store: What is stored there costs nothing.
+        prices: What tokens cost.
     """
-    found = {
-        name: MemberEstimate(name, model_of(pool, name), labels=len(indices))
-        for name, indices in plan.by_member().items()
-    }
+    found = {name: MemberEstimate(name, model_of(pool, name), labels=count) for name, count in labels.items()}
     seen: set[str] = set()
-    calls = requests(pool, plan, soft=soft)
     while chunk := list(islice(calls, CHUNK)):
         fresh = {request.key: (name, request) for name, request in chunk if request.key not in seen}
         seen |= set(fresh)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,9 @@ from simfarm.annotators.pool import Pool
 from simfarm.annotators.prompted import PromptedAnnotator
 from simfarm.errors import ConfigError, DataError
 from simfarm.llm.client import Client, Failure, Job, Outcome, Stream
+from simfarm.llm.request import Request
 from simfarm.llm.store import open_store
+from simfarm.progress import Progress, no_progress
 from simfarm.records import Comparison, Order
 from simfarm.tables import require_columns, with_input
 
@@ -123,6 +125,7 @@ def rank_lists(
     seed: int = 0,
     replicates: int = 1,
     client: Client | None = None,
+    progress: Progress = no_progress,
 ) -> pd.DataFrame:
     """Rank candidates, up to eight in one call.
 
@@ -135,6 +138,7 @@ def rank_lists(
         seed: Draws the member and the order of the letters.
         replicates: How often each list is ranked.
         client: Asks language models; if None, through the store in the user's cache.
+        progress: Called with the number of lists that were ranked.
 
     Returns:
         One row per list and replicate: prompt, input, `answers` (a list of {answer, model, rank}, Nectar's form; rank 1
@@ -145,23 +149,22 @@ def rank_lists(
         DataError: A list has more than eight candidates.
         ConfigError: A prompted member has no prompt for lists.
     """
-    for row, item in enumerate(lists):
-        if len(item.outputs) > len(LETTERS):
-            raise DataError(
-                f"List {row} has {len(item.outputs)} candidates; one call ranks at most {len(LETTERS)}. Use all pairs "
-                '(--lists pairs, how="pairs").'
-            )
-    owed = [(row, item, r) for row, item in enumerate(lists) for r in range(replicates)]
-    weights = [member.weight for member in pool.config.members]
-    names = [pool.config.members[draws.choice(weights, seed, "annotator", *item.key, r)].name for _, item, r in owed]
+    owed = _owed(pool, lists, seed, replicates)
     ranked = [_Ranked() for _ in owed]
     streams: dict[str, list[Job]] = {}
-    for place, ((_, item, r), name) in enumerate(zip(owed, names, strict=True)):
+    for place, (_, item, r, name) in enumerate(owed):
         annotator = pool.annotators[name]
         if isinstance(annotator, PromptedAnnotator):
-            streams.setdefault(name, []).append(_job(annotator, item, seed, r, ranked, place))
+            request, shown = _request(annotator, item, seed, r)
+
+            def read(outcome: Outcome, place: int = place, shown: tuple[int, ...] = shown) -> None:
+                ranked[place] = _read_ranking(outcome, shown)
+                progress(1)
+
+            streams.setdefault(name, []).append(Job(request, read))
         else:
             ranked[place] = _by_wins(annotator, item, seed, r)
+            progress(1)
     if streams:
         calls = [Stream(_prompted(pool, name).endpoint, jobs) for name, jobs in streams.items()]
         (client or Client(open_store())).run(calls)
@@ -184,7 +187,7 @@ def rank_lists(
             "pool": f"{pool.name}@{pool.content_hash[:12]}",
             "list": row,
         }
-        for (row, item, r), name, result in zip(owed, names, ranked, strict=True)
+        for (row, item, r, name), result in zip(owed, ranked, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -198,6 +201,7 @@ def annotate_lists(
     flip: float = 0.0,
     replicates: int = 1,
     client: Client | None = None,
+    progress: Progress = no_progress,
     **options: Any,
 ) -> pd.DataFrame:
     """Label lists of candidates.
@@ -211,6 +215,7 @@ def annotate_lists(
         flip: Probability that the verdict on a pair is turned round; not for rankings.
         replicates: How often each is labelled.
         client: Asks language models.
+        progress: Called with the number of judgments that were made.
         options: Further options of `Pool.annotate`, for "pairs".
 
     Raises:
@@ -219,10 +224,13 @@ def annotate_lists(
     """
     lists = candidates(table)
     if how == "pairs":
-        return pool.annotate(all_pairs(lists), seed=seed, flip=flip, replicates=replicates, client=client, **options)
+        common: dict[str, Any] = {"seed": seed, "replicates": replicates, "client": client, "progress": progress}
+        return pool.annotate(all_pairs(lists), flip=flip, **common, **options)
+    if not 0 <= flip <= 1:
+        raise ConfigError(f"flip is {flip}; it is a probability, from 0 to 1.")
     if how == "rank" and flip:
         raise ConfigError("Flips are defined for pairs. Use --lists pairs or best_worst, or --flip 0.")
-    ranking = rank_lists(pool, lists, seed=seed, replicates=replicates, client=client)
+    ranking = rank_lists(pool, lists, seed=seed, replicates=replicates, client=client, progress=progress)
     return ranking if how == "rank" else _best_against_worst(ranking, lists, seed, flip)
 
 
@@ -232,20 +240,46 @@ def _prompted(pool: Pool, name: str) -> PromptedAnnotator:
     return annotator
 
 
-def _job(
-    annotator: PromptedAnnotator, item: Candidates, seed: int, replicate: int, ranked: list[_Ranked], place: int
-) -> Job:
+def _owed(
+    pool: Pool, lists: Sequence[Candidates], seed: int, replicates: int
+) -> list[tuple[int, Candidates, int, str]]:
+    """Draw who ranks each list and replicate: (row, list, replicate, name)."""
+    for row, item in enumerate(lists):
+        if len(item.outputs) > len(LETTERS):
+            raise DataError(
+                f"List {row} has {len(item.outputs)} candidates; one call ranks at most {len(LETTERS)}. Use all pairs "
+                '(--lists pairs, how="pairs").'
+            )
+    if replicates < 1:
+        raise ConfigError(f"replicates is {replicates}; give 1 or more.")
+    members = pool.config.members
+    weights = [member.weight for member in members]
+    return [
+        (row, item, r, members[draws.choice(weights, seed, "annotator", *item.key, r)].name)
+        for row, item in enumerate(lists)
+        for r in range(replicates)
+    ]
+
+
+def ranking_requests(
+    pool: Pool, lists: Sequence[Candidates], *, seed: int = 0, replicates: int = 1
+) -> Iterator[tuple[str, Request | None]]:
+    """Yield who ranks each list and replicate, with the call it takes; None for who needs none. See `rank_lists`."""
+    for _, item, r, name in _owed(pool, lists, seed, replicates):
+        annotator = pool.annotators[name]
+        yield name, _request(annotator, item, seed, r)[0] if isinstance(annotator, PromptedAnnotator) else None
+
+
+def _request(
+    annotator: PromptedAnnotator, item: Candidates, seed: int, replicate: int
+) -> tuple[Request, tuple[int, ...]]:
+    """Return the call that ranks a list, and its candidates' indices in the order shown."""
     # drawn for the sorted candidates: the same letters whatever the order of the list
     by_content = sorted(range(len(item.outputs)), key=lambda i: item.outputs[i])
     order = draws.permutation(len(item.outputs), seed, "letters", *item.key, annotator.member.name, replicate)
     shown = tuple(by_content[i] for i in order)
     letters = {LETTERS[position]: item.outputs[i] for position, i in enumerate(shown)}
-    request = annotator.list_request(item.instruction, item.input, letters, replicate=replicate, max_tokens=64)
-
-    def read(outcome: Outcome) -> None:
-        ranked[place] = _read_ranking(outcome, shown)
-
-    return Job(request, read)
+    return annotator.list_request(item.instruction, item.input, letters, replicate=replicate, max_tokens=64), shown
 
 
 def _read_ranking(outcome: Outcome, shown: tuple[int, ...]) -> _Ranked:
@@ -288,8 +322,6 @@ def _by_wins(annotator: Annotator, item: Candidates, seed: int, replicate: int) 
 
 def _best_against_worst(ranking: pd.DataFrame, lists: Sequence[Candidates], seed: int, flip: float) -> pd.DataFrame:
     """Turn rankings into one comparison each: the first of the best against the first of the worst."""
-    if not 0 <= flip <= 1:
-        raise ConfigError(f"flip is {flip}; it is a probability, from 0 to 1.")
     rows = []
     for record in ranking.to_dict("records"):
         item = lists[record["list"]]

