@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import root
+from scipy.special import expit
 
 from simfarm.evaluation.alpacaeval import GamedRows, scaled_length
 
@@ -36,9 +38,11 @@ def alpacaeval_gamed(folder):
         scaled_length(rows["len_model_chars"].to_numpy(), rows["len_baseline_chars"].to_numpy())
         for _, rows in lengths.groupby("model", sort=False)
     ]
-    return GamedRows(
-        np.concatenate(scaled), difficulty.loc[lengths["instruction_id"]].to_numpy(), (sums["S1"], sums["S2"])
-    )
+    length, delta = np.concatenate(scaled), difficulty.loc[lengths["instruction_id"]].to_numpy()
+    # the verdicts are not public, but the two sums by which they enter a fit are known from published fits
+    x, sums = np.column_stack([length, delta]), np.array([sums["S1"], sums["S2"]])
+    beta = root(lambda b: x.T @ expit(x @ b) - sums, [-1.0, 1.0]).x
+    return GamedRows(length, delta, expit(x @ beta))
 
 
 def votes(shared, dataset):

@@ -107,7 +107,7 @@ def test_choosing_the_penalty_as_sklearn_does():
     x = np.column_stack([rng.uniform(-0.9, 0.9, n), rng.normal(size=n), np.ones(n)])
     y = rng.random(n) * 0.2 + 0.8 * (rng.random(n) < expit(x @ [-1.0, 0.7, -0.5]))
     g = np.column_stack([rng.uniform(-0.9, 0.9, m), rng.normal(size=m)])
-    gamed = alpacaeval.GamedRows.from_scores(g[:, 0], g[:, 1], (rng.random(m) < expit(g @ [-1.0, 0.7])).astype(float))
+    gamed = alpacaeval.GamedRows(g[:, 0], g[:, 1], (rng.random(m) < expit(g @ [-1.0, 0.7])).astype(float))
     for c in (0.3, 2.78, 1000.0):
         ours = alpacaeval.fit(y, x[:, 0], x[:, 1], gamed, inverse_penalty=c)
         rows = np.vstack([x, np.column_stack([g, np.zeros(m)])])

@@ -19,7 +19,7 @@ from scipy.special import expit
 
 from simfarm.errors import DataError, UnknownNameError
 from simfarm.evaluation.labels import against, check_battles, choose_baseline
-from simfarm.evaluation.logistic import fit_logistic
+from simfarm.evaluation.logistic import fit_logistic, softplus
 
 Floats = NDArray[np.float64]
 GAMED_WEIGHT = 0.1
@@ -38,31 +38,20 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class GamedRows:
-    """The rows of the gamed baselines.
-
-    Only sum(tanh(d) y) and sum(difficulty y) enter the likelihood, so that published fits fix them even where the
-    verdicts are not public.
-    """
+    """The rows of the gamed baselines, as alpaca_eval's df_gamed.csv holds them."""
 
     length: Floats
     """(m,) tanh(d)."""
     difficulty: Floats
     """(m,)."""
-    sums: tuple[float, float]
-    """sum(tanh(d) y), sum(difficulty y), with y in [0, 1] the preference for the gamed baseline."""
-    score: Floats | None = None
-    """(m,) y, if known."""
-
-    @classmethod
-    def from_scores(cls, length: Floats, difficulty: Floats, score: Floats) -> GamedRows:
-        """Make the rows from their verdicts, as alpaca_eval's df_gamed.csv holds them (score = preference - 1)."""
-        return cls(length, difficulty, (float(length @ score), float(difficulty @ score)), score)
+    score: Floats
+    """(m,) preference for the gamed baseline, in [0, 1]."""
 
     @classmethod
     def from_table(cls, table: pd.DataFrame) -> GamedRows:
         """Make the rows from alpaca_eval's df_gamed.csv: std_delta_len, instruction_difficulty, preference."""
         numbers = table[["std_delta_len", "instruction_difficulty", "preference"]].to_numpy(float)
-        return cls.from_scores(np.tanh(numbers[:, 0]), numbers[:, 1], numbers[:, 2] - 1)
+        return cls(np.tanh(numbers[:, 0]), numbers[:, 1], numbers[:, 2] - 1)
 
 
 def scaled_length(len_model: Floats, len_baseline: Floats) -> Floats:
@@ -117,42 +106,31 @@ def fit(
         difficulty: (n,) by instruction.
         gamed: The gamed baselines' rows.
         inverse_penalty: C. Left out, it is chosen as alpaca_eval does: 5 folds of rows, 10 values from 1e-4 to 1e4,
-            least mean held-out log loss. Where the gamed rows' verdicts are not known, each fold holds a fifth of
-            their sums.
+            least mean held-out log loss.
     """
-    x = np.column_stack([length, difficulty, np.ones(len(score))])
-    g = np.column_stack([gamed.length, gamed.difficulty, np.zeros(len(gamed.length))])
-    chosen = _choose_penalty(x, score, g, gamed) if inverse_penalty is None else inverse_penalty
-    extra = (g, np.full((len(g), 1), GAMED_WEIGHT), GAMED_WEIGHT * np.array([[*gamed.sums, 0.0]]))
-    return Weights(*map(float, fit_logistic(x, score, lasso=1 / chosen, extra=extra)[0]))
-
-
-def _choose_penalty(x: Floats, score: Floats, g: Floats, gamed: GamedRows) -> float:
-    # GroupKFold of groups of equal size deals them out from the last to the first
-    n, m = len(score), len(g)
-    fold = np.arange(n + m)[::-1] % FOLDS
-    held = (fold[:, None] == np.arange(FOLDS)).astype(float)
-    held_gamed, sums = held[n:], gamed.sums
-    if gamed.score is None:
-        held_gamed = np.full((m, FOLDS), 1 / FOLDS)
-        sums_held = np.tile(np.array([*sums, 0.0]) / FOLDS, (FOLDS, 1))
-    else:
-        sums_held = (held_gamed * gamed.score[:, None]).T @ g
-    sums_train = np.array([*sums, 0.0]) - sums_held
+    n, m = len(score), len(gamed.score)
+    x = np.zeros((n + m, 3))
+    x[:n, 0], x[:n, 1], x[:n, 2] = length, difficulty, 1
+    x[n:, 0], x[n:, 1] = gamed.length, gamed.difficulty
+    y = np.concatenate([score, gamed.score])
+    weight = np.repeat([1.0, GAMED_WEIGHT], [n, m])
+    if inverse_penalty is not None:
+        return Weights(*map(float, fit_logistic(x, y, weight[:, None], lasso=1 / inverse_penalty)[0]))
     k = len(PENALTIES)
-    inner, outer = np.repeat(held[:n], k, axis=1), np.repeat(held_gamed, k, axis=1)
-    extra = (g, GAMED_WEIGHT * (1 - outer), GAMED_WEIGHT * np.repeat(sums_train, k, axis=0))
-    # each fold starts from the fit to all rows at its penalty
-    whole = (g, np.full((m, k), GAMED_WEIGHT), np.tile(GAMED_WEIGHT * np.array([*sums, 0.0]), (k, 1)))
-    start = fit_logistic(x, score, np.ones((n, k)), lasso=1 / PENALTIES, extra=whole)
-    start = np.tile(start, (FOLDS, 1))
-    beta = fit_logistic(x, score, 1 - inner, lasso=1 / np.tile(PENALTIES, FOLDS), extra=extra, start=start)
-    eta = x @ beta.T
-    loss = (inner * (np.logaddexp(0, eta) - score[:, None] * eta)).sum(0)
-    loss += GAMED_WEIGHT * (outer * np.logaddexp(0, g @ beta.T)).sum(0)
-    loss -= GAMED_WEIGHT * (np.repeat(sums_held, k, axis=0) * beta).sum(1)
-    loss /= inner.sum(0) + GAMED_WEIGHT * outer.sum(0)
-    return float(PENALTIES[loss.reshape(FOLDS, k).mean(0).argmin()])
+    # from a middling penalty it is not far to the others, nor from all rows to four fifths of them
+    middle = fit_logistic(x, y, weight[:, None], lasso=1 / PENALTIES[k // 2])
+    whole = fit_logistic(x, y, np.tile(weight[:, None], k), lasso=1 / PENALTIES, start=middle)
+    # GroupKFold of groups of equal size deals them out from the last to the first
+    fold = np.arange(n + m)[::-1] % FOLDS
+    train = weight[:, None] * (fold[:, None] != np.arange(FOLDS))
+    start, lasso = np.tile(whole, (FOLDS, 1)), np.tile(1 / PENALTIES, FOLDS)
+    beta = fit_logistic(x, y, np.repeat(train, k, axis=1), lasso=lasso, start=start).reshape(FOLDS, k, 3)
+    loss = np.zeros(k)
+    for f in range(FOLDS):
+        held = fold == f
+        eta = beta[f] @ x[held].T
+        loss += (softplus(eta) - y[held] * eta) @ weight[held] / held.sum()
+    return Weights(*map(float, whole[loss.argmin()]))
 
 
 def rebase(model: Weights, baseline: Weights, difficulty: Floats) -> float:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from simfarm.errors import ConfigError, DataError
 from simfarm.evaluation.clustering import (
@@ -85,9 +85,8 @@ def length_controlled(
     table = table[table["score"].notna()].reset_index(drop=True)
     if table.empty:
         raise DataError(f"There is no verdict against {baseline!r}; nothing can be estimated.")
-    generator, instruction = codes(table["generator"]), instruction_codes(table)
-    score = table["score"].to_numpy(float)
-    names = list(dict.fromkeys(table["generator"]))
+    generator, names = pd.factorize(table["generator"])
+    instruction, score = instruction_codes(table), table["score"].to_numpy(float)
     style = _style(table, generator, covariates)
     joint = difficulty == "joint" and len(names) >= FEWEST_FOR_DIFFICULTY
     delta = joint_difficulty(score, style, generator, instruction) if joint else np.zeros(len(score))
@@ -111,12 +110,13 @@ def _style(table: pd.DataFrame, generator: Ints, covariates: Sequence[Covariate]
     """Return the covariates (n, k), scaled per generator: the generator's answer minus the baseline's."""
     style = np.zeros((len(table), len(covariates)))
     gap = (table["length"] - table["baseline_length"]).to_numpy(float)
-    texts = table["output"], table["baseline_output"]
+    first = table["baseline_first"].to_numpy(bool)
     for m in range(int(generator.max()) + 1):
         mine = np.flatnonzero(generator == m)
         for k, covariate in enumerate(covariates):
             if covariate != "length":
-                own, theirs = (column.iloc[mine] for column in texts)
+                one, two = (table[column].iloc[mine] for column in ("output_1", "output_2"))
+                own, theirs = two.where(first[mine], one), one.where(first[mine], two)
                 style[mine, k] = style_differences(own, theirs, [covariate])[:, 0]
             elif len(mine) > 1 and (spread := gap[mine].std(ddof=1)) > 0:
                 style[mine, k] = np.tanh(gap[mine] / spread)
@@ -134,11 +134,17 @@ def _columns(style: Floats, delta: Floats) -> tuple[Floats, Floats, NDArray[np.b
     return x, neutral, used
 
 
+def _start(score: Floats, columns: int) -> Floats:
+    start = np.zeros(columns)
+    start[0] = logit(np.clip(score.mean(), 0.02, 0.98))
+    return start
+
+
 def _controlled(
     score: Floats, style: Floats, delta: Floats, clusters: Ints, covariates: Sequence[Covariate], confidence: float
 ) -> tuple[dict[str, float], list[str]]:
     x, neutral, used = _columns(style, delta)
-    beta = fit_logistic(x, score, ridge=RIDGE)[0]
+    beta = fit_logistic(x, score, ridge=RIDGE, start=_start(score, x.shape[1]))[0]
     p = expit(x @ beta)
     inverse = np.linalg.inv((x.T * (p * (1 - p))) @ x + RIDGE * np.eye(x.shape[1]))
     scores = x * (score - p)[:, None] @ inverse
@@ -209,7 +215,7 @@ def joint_difficulty(score: Floats, style: Floats, generator: Ints, instruction:
     upper = np.triu_indices(k)
     products = x[:, upper[0]] * x[:, upper[1]]
     for _ in range(100):
-        p = expit((x * beta[generator]).sum(1) + delta[instruction])
+        p = expit(np.einsum("nk,nk->n", x, beta[generator]) + delta[instruction])
         w = p * (1 - p)
         gradient = np.column_stack([np.bincount(generator, (score - p) * column, models) for column in x.T])
         hessian = np.zeros((models, k, k))
@@ -218,14 +224,14 @@ def joint_difficulty(score: Floats, style: Floats, generator: Ints, instruction:
         )
         hessian += RIDGE * np.eye(k)
         beta += np.clip(np.linalg.solve(hessian, (gradient - RIDGE * beta)[..., None])[..., 0], -1, 1)
-        p = expit((x * beta[generator]).sum(1) + delta[instruction])
+        p = expit(np.einsum("nk,nk->n", x, beta[generator]) + delta[instruction])
         precision = np.bincount(instruction, p * (1 - p), items) + 1 / variance
         step = np.clip((np.bincount(instruction, score - p, items) - delta / variance) / precision, -1, 1)
         delta += step
         variance = max(float(np.mean(delta**2 + 1 / precision)), 1e-3)
         if np.abs(step).max() < 1e-3:
             break
-    p = expit((x * beta[generator]).sum(1) + delta[instruction])
+    p = expit(np.einsum("nk,nk->n", x, beta[generator]) + delta[instruction])
     others = np.bincount(instruction, p * (1 - p), items)[instruction] + 1 / variance - p * (1 - p)
     return np.asarray(delta[instruction] - (score - p) / others, float)
 
@@ -233,7 +239,7 @@ def joint_difficulty(score: Floats, style: Floats, generator: Ints, instruction:
 def _bootstrap(score: Floats, style: Floats, delta: Floats, clusters: Ints, draws_wanted: int, seed: int) -> float:
     """Return the standard deviation over resampled instructions of the refitted rate at equal style (a share)."""
     x, neutral, _ = _columns(style, delta)
-    start = fit_logistic(x, score, ridge=RIDGE)
+    start = fit_logistic(x, score, ridge=RIDGE, start=_start(score, x.shape[1]))
     rates = []
     for counts in bootstrap_counts(int(clusters.max()) + 1, draws_wanted, seed):
         weights = counts.T[clusters]
