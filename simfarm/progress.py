@@ -1,4 +1,7 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, both on standard error."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, both on standard error.
+
+`set_mode("plain")` gives lines on a terminal as well, `set_mode("quiet")` nothing at all.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 Progress = Callable[[int], None]
 """Called with the number of things that became ready."""
 
 PLAIN_EVERY = 15.0
 """Seconds between two plain lines."""
+
+
+Mode = Literal["auto", "plain", "quiet"]
+_mode: Mode = "auto"
+
+
+def set_mode(mode: Mode) -> None:
+    """Choose how progress is shown in this process: "auto", "plain" (no bars) or "quiet" (nothing)."""
+    global _mode
+    _mode = mode
+
+
+def say(line: str) -> None:
+    """Print a line of progress on standard error, unless the mode is "quiet"."""
+    if _mode != "quiet":
+        print(line, file=sys.stderr, flush=True)
 
 
 def no_progress(_: int) -> None:
@@ -27,9 +47,9 @@ def track(title: str, total: int, unit: str) -> Iterator[Progress]:
         total: How many things there are; below 1 nothing is shown.
         unit: What the things are called, in the plural.
     """
-    if total < 1:
+    if total < 1 or _mode == "quiet":
         yield no_progress
-    elif sys.stderr.isatty():
+    elif _mode == "auto" and sys.stderr.isatty():
         with _bar(title, total, unit) as advance:
             yield advance
     else:
@@ -69,5 +89,4 @@ class _Lines:
             self.spoke = now
             rate = self.done / (now - self.start)
             left = (self.total - self.done) / rate
-            line = f"  {self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:.3g}/s, {left:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            say(f"  {self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:.3g}/s, {left:.0f} s left")

@@ -27,8 +27,9 @@ def doctor(base_url: str | None, speed: bool, timeout: float, as_json: bool) -> 
     and not there (–) is not wrong.
     """
     from simfarm.doctor import examine
+    from simfarm.progress import say
 
-    found = examine(base_url=base_url, speed=speed, timeout=timeout, report=lambda line: click.echo(line, err=True))
+    found = examine(base_url=base_url, speed=speed, timeout=timeout, report=say)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=1))
     else:

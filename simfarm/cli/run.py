@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
+EXAMPLES = """\b
+simfarm run quickstart
+simfarm run quickstart --seed 1 --set ppo.steps=20
+simfarm run quickstart --set outputs.mine=FILE.json --out runs/mine
+simfarm --quiet run quickstart --json
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.argument("experiment")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory. [default: runs/NAME-seedSEED]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of every draw; wins over the config.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a config key: ppo.steps=20.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-def run(experiment: str, out: Path | None, seed: int | None, settings: tuple[str, ...], dry_run: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def run(
+    experiment: str, out: Path | None, seed: int | None, settings: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
     """Run EXPERIMENT: a built-in name, a TOML file, or the config.json of a run.
 
     The same command again goes on where a run was interrupted, or shows the results of a finished one.
-
-    Example: simfarm run quickstart --seed 1 --set ppo.steps=20
     """
+    from simfarm.cli.show import records
     from simfarm.experiments.config import load_experiment
     from simfarm.experiments.runner import plan, run_experiment
-    from simfarm.report.terminal import print_plan, print_results
+    from simfarm.report import terminal
 
     config = load_experiment(experiment, settings, seed=seed)
     if dry_run:
-        print_plan(config, plan(config))
+        work = plan(config)
+        if as_json:
+            click.echo(
+                json.dumps([{**row, "tokens": row["tokens"] or None} for row in records(work.fillna(0))], indent=1)
+            )
+        else:
+            terminal.print_plan(config, work)
         return
     directory = run_experiment(config, out or Path("runs") / f"{config.name}-seed{config.seed}")
-    print_results(directory.path)
+    if as_json:
+        click.echo(json.dumps(terminal.results(directory.path), indent=1))
+    else:
+        terminal.print_results(directory.path)

@@ -12,6 +12,7 @@ from simfarm.errors import RunError
 from simfarm.experiments.config import ExperimentConfig
 from simfarm.experiments.rundir import RunDirectory
 from simfarm.experiments.stages import STAGES, Run, check_extras, inputs_of, instructions_named, stages_of
+from simfarm.progress import say
 
 
 def run_experiment(config: ExperimentConfig, out: Path) -> RunDirectory:
@@ -46,11 +47,6 @@ def run_experiment(config: ExperimentConfig, out: Path) -> RunDirectory:
         directory.mark_done(stage, time.monotonic() - start)
         say(f"  done in {time.monotonic() - start:.0f} s")
     return directory
-
-
-def say(line: str) -> None:
-    """Print a line of progress on standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def plan(config: ExperimentConfig) -> pd.DataFrame:

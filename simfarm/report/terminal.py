@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -41,6 +42,27 @@ def print_plan(config: ExperimentConfig, work: pd.DataFrame) -> None:
         tokens = "" if pd.isna(row["tokens"]) else f"{row['tokens']:,}"
         table.add_row(row["stage"].replace("_", " "), row["what"], f"{row['count']:,}", tokens)
     _console().print(table)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return the results of a run as JSON holds them: run, report, headline, conclusions, win_rates (missing is null).
+
+    Raises:
+        RunError: The folder holds no finished run.
+    """
+    run = open_run(folder)
+    rates = run.win_rates.astype(object)
+    rows = rates.where(rates.notna(), None).to_dict("records")
+    return {
+        "run": str(folder),
+        "report": str(folder / "report.html"),
+        "headline": findings.headline(run),
+        "conclusions": findings.conclusions(run),
+        "win_rates": [
+            {**{str(k): v.item() if hasattr(v, "item") else v for k, v in row.items()}, "kl": kl_of(run, name)}
+            for name, row in zip(run.methods, rows, strict=True)
+        ],
+    }
 
 
 def print_results(folder: Path) -> None:
