@@ -235,11 +235,9 @@ def _log_likelihoods(texts: Sequence[Text]) -> list[tuple[Floats, Floats]]:
     full = policy.render("")
     # the model's own opening of an answer, as it stands at the end of a rendered prompt
     empty = full[full.rindex("<|im_start|>") :]
-    # one row at a time: in bfloat16 a batch's shape moves a log-likelihood by tenths of a nat, and a value must not
-    # depend on the texts that happen to be measured beside it; on a CPU this is no slower
     with track("measuring likelihoods", 2 * len(texts), "passes") as progress:
         given, alone = (
-            policy.log_probabilities(p, read, batch_size=1, progress=progress) for p in (prompts, [empty] * len(texts))
+            policy.separate_log_probabilities(p, read, progress=progress) for p in (prompts, [empty] * len(texts))
         )
     for whole, scores in zip(encoded, given, strict=True):
         if len(whole) > MAX_TOKENS + 1:

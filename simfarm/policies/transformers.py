@@ -7,6 +7,7 @@ shape differ in the last bits, which in bfloat16 changes a token now and then. E
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -260,10 +261,7 @@ class TransformersPolicy:
         Raises:
             DataError: A prompt with its response does not fit the model's context, or a prompt is empty.
         """
-        encoded = [self.encode(prompt) for prompt in prompts]
-        if not all(encoded):
-            raise DataError("A prompt is empty: the first token of a response needs something before it.")
-        self._check_lengths([len(p) + len(r) for p, r in zip(encoded, responses, strict=True)])
+        encoded = self._encode_for_scores(prompts, responses)
         scores: list[NDArray[np.float64]] = [np.zeros(0)] * len(encoded)
         for rows in prompt_sorted_batches(encoded, batch_size):
             states = hidden_states(
@@ -277,6 +275,42 @@ class TransformersPolicy:
                 scores[i] = part.numpy()
             progress(len(rows))
         return scores
+
+    @torch.inference_mode()
+    def separate_log_probabilities(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[int]], *, progress: Progress = no_progress
+    ) -> list[NDArray[np.float64]]:
+        """Return what `log_probabilities` does, each response computed by itself after its prompt.
+
+        In bfloat16 a batch's shape moves a log-likelihood by tenths of a nat. Here a value depends on its own prompt
+        and response only, not on the texts that happen to be beside it. A prompt is read once for all its responses.
+        """
+        from transformers import DynamicCache
+
+        encoded = self._encode_for_scores(prompts, responses)
+        scores: list[NDArray[np.float64]] = [np.zeros(0)] * len(encoded)
+        body, head = self.model.base_model, self.model.get_output_embeddings()
+        order = sorted(range(len(encoded)), key=lambda i: (encoded[i], i))
+        for prompt, rows in itertools.groupby(order, key=encoded.__getitem__):
+            cache = DynamicCache(config=self.model.config)
+            ids = torch.tensor([prompt], device=self.device)
+            last = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
+            for i in rows:
+                if length := len(responses[i]):
+                    ids = torch.tensor([list(responses[i])], device=self.device)
+                    states = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+                    cache.crop(-length)
+                    before = torch.cat([last, states[0, :-1]])
+                    scores[i] = token_log_probabilities(head, before, ids[0]).double().cpu().numpy()
+                progress(1)
+        return scores
+
+    def _encode_for_scores(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> list[list[int]]:
+        encoded = [self.encode(prompt) for prompt in prompts]
+        if not all(encoded):
+            raise DataError("A prompt is empty: the first token of a response needs something before it.")
+        self._check_lengths([len(p) + len(r) for p, r in zip(encoded, responses, strict=True)])
+        return encoded
 
     def _check_lengths(self, lengths: Sequence[int]) -> None:
         limit: int | None = getattr(self.model.config, "max_position_embeddings", None)

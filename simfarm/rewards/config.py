@@ -14,8 +14,11 @@ class RewardConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(1, ge=1)
-    """Passes over the labels (AlpacaFarm: 1)."""
+    head: Literal["zero", "probe"] = "zero"
+    """Where the linear score starts: at zero, or fitted on the states of the initial model, before any layer is trained
+    (Kumar et al. 2022, linear probing then fine-tuning)."""
+    epochs: int = Field(1, ge=0)
+    """Passes over the labels that train the layers (AlpacaFarm: 1); 0 leaves the probe as it is."""
     batch_size: int = Field(16, ge=1)
     """Pairs per optimiser step (AlpacaFarm: 16)."""
     learning_rate: float = Field(3e-6, gt=0)

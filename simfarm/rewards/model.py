@@ -54,10 +54,15 @@ class RewardModel(nn.Module):
 
     def forward(self, texts: Sequence[Text]) -> torch.Tensor:
         """Score B texts; returns (B,) in float32."""
+        return torch.as_tensor(self.score(self.pooled(texts)).squeeze(-1) - self.offset)
+
+    def pooled(self, texts: Sequence[Text]) -> torch.Tensor:
+        """Return what the score reads of B texts: (B, H) in float32."""
         hidden = self.top(nn.utils.rnn.pad_sequence([text.states for text in texts], batch_first=True))
         first = {"last": [len(t.states) - 1 for t in texts], "mean": [t.prompt for t in texts]}[self.pooling]
-        pooled = [hidden[i, a : len(t.states)].mean(0) for i, (a, t) in enumerate(zip(first, texts, strict=True))]
-        return torch.as_tensor(self.score(torch.stack(pooled).float()).squeeze(-1) - self.offset)
+        return torch.stack(
+            [hidden[i, a : len(t.states)].mean(0) for i, (a, t) in enumerate(zip(first, texts, strict=True))]
+        ).float()
 
     @torch.no_grad()
     def rewards_of_texts(self, texts: Sequence[Text], *, batch_size: int = 16) -> NDArray[np.float64]:

@@ -14,10 +14,12 @@ from simfarm import draws
 from simfarm.errors import DataError, TrainingError
 from simfarm.policies.optimise import Log, cosine_with_warmup
 from simfarm.policies.split import SplitModel
+from simfarm.policies.transformers import length_sorted_batches
 from simfarm.progress import Progress, no_progress
 from simfarm.rewards.config import RewardConfig
 from simfarm.rewards.losses import pairwise_loss
 from simfarm.rewards.model import RewardModel
+from simfarm.rewards.probe import fit_probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +77,23 @@ def train_reward_model(
         for outputs in (pairs.outputs_1, pairs.outputs_2)
     ]
     texts = model.texts([prompt for prompt, _ in number], [output for _, output in number])
+    if config.head == "probe":
+        states = np.zeros((len(texts), split.hidden_size))
+        for rows in length_sorted_batches([len(text.states) for text in texts], 16):
+            with torch.no_grad():
+                states[rows] = model.pooled([texts[i] for i in rows]).double().cpu().numpy()
+        weights = fit_probe(states, *sides, p_first, pairs.prompts, seed=seed)
+        with torch.no_grad():
+            model.score.weight.copy_(torch.tensor(weights).unsqueeze(0))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     epochs = [prompt_batches(pairs.prompts, config.batch_size, seed, epoch) for epoch in range(config.epochs)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine_with_warmup(sum(map(len, epochs)), 0.03))
     for rows in itertools.chain.from_iterable(epochs):
         target = torch.tensor(p_first[rows], dtype=torch.float32, device=device)
-        scored = sorted({side[i] for side in sides for i in rows})
-        rewards = model([texts[t] for t in scored])
-        r1, r2 = (rewards[[scored.index(side[i]) for i in rows]] for side in sides)
+        place = {t: k for k, t in enumerate(sorted({side[i] for side in sides for i in rows}))}
+        rewards = model([texts[t] for t in place])
+        r1, r2 = (rewards[[place[side[i]] for i in rows]] for side in sides)
         loss = pairwise_loss(r1, r2, target)
         if not torch.isfinite(loss):
             raise TrainingError("The reward model's loss is not finite. Lower reward.learning_rate.")
