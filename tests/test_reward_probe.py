@@ -12,7 +12,6 @@ from simfarm.rewards.probe import fit_probe
 from simfarm.rewards.train import Pairs, accuracy, train_reward_model
 from tests.tiny import tiny_policy
 
-
 Planted = tuple[np.ndarray, list[int], list[int], np.ndarray, np.ndarray]
 
 

@@ -82,7 +82,7 @@ def train_reward_model(
         for rows in length_sorted_batches([len(text.states) for text in texts], 16):
             with torch.no_grad():
                 states[rows] = model.pooled([texts[i] for i in rows]).double().cpu().numpy()
-        weights = fit_probe(states, *sides, p_first, pairs.prompts, seed=seed)
+        weights = fit_probe(states, sides[0], sides[1], p_first, pairs.prompts, seed=seed)
         with torch.no_grad():
             model.score.weight.copy_(torch.tensor(weights).unsqueeze(0))
     trained = [p for p in model.parameters() if p.requires_grad]
