@@ -1,7 +1,6 @@
 """Embedded annotators: features against hand-computed values, symmetry, planted weights, hostile texts, agreement."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simfarm import models
-from simfarm.annotators.agreement import agreement_table, human_majority, null_judges, pool_agreement
+from simfarm.annotators.agreement import agreement_table, human_majority, null_judges
 from simfarm.annotators.base import Presentation
 from simfarm.annotators.embedded import EmbeddedAnnotator, EmbeddedMember, Scales, fit_weights, read_scales
 from simfarm.annotators.features import (
@@ -28,7 +26,6 @@ from simfarm.annotators.features import (
     text_features,
 )
 from simfarm.annotators.pool import Pool, load_pool
-from simfarm.cli import cli
 from simfarm.errors import ConfigError, DataError
 from simfarm.records import Comparison
 from simfarm.resources import data_dir
@@ -288,19 +285,6 @@ def test_agreement_by_hand() -> None:
     half = human["preference"].to_numpy().copy()
     half[:10] = np.nan
     assert agreement_table(human, {"half": half})["n"].tolist() == [10]
-
-
-def test_agreement_of_a_pool_on_the_command_line(tmp_path: Path) -> None:
-    folder = write_pool(tmp_path / "pool", "length = 1.0\nnew_words = 0.5")
-    labels = tmp_path / "human.csv"
-    human_labels().to_csv(labels, index=False)
-    direct = pool_agreement(load_pool(folder), human_labels())
-    assert direct["judge"].tolist() == ["mine", "ann", "ben", "(longer)", "(first)", "(coin)"]
-    assert direct["agreement"].tolist()[:3] == [1.0, 1.0, 1.0]
-    printed = CliRunner().invoke(cli, ["agreement", str(folder), "--human", str(labels)], catch_exceptions=False)
-    assert "20 comparisons" in printed.output and "(longer)" in printed.output
-    as_json = CliRunner().invoke(cli, ["agreement", str(folder), "--human", str(labels), "--json"])
-    assert [row["n"] for row in json.loads(as_json.stdout)] == [20] * 6
 
 
 @pytest.mark.model

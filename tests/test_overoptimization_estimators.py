@@ -63,10 +63,23 @@ def test_kl_of_best_of_n_is_exact_without_ties():
     assert float(exact_kl(best, np.full(200_000, 1 / 200_000))) == pytest.approx(float(kl_best_of_n(4)), abs=1e-4)
 
 
+def test_an_instruction_with_a_missing_score_is_left_out_and_counted():
+    rng = np.random.default_rng(2)
+    proxy, gold = rng.normal(size=(2, 6, 4))
+    whole = best_of_n_curve(proxy[[0, 1, 3, 5]], gold[[0, 1, 3, 5]])
+    proxy[2, 1], gold[4, 3] = np.nan, np.nan
+    table = best_of_n_curve(proxy, gold)
+    assert set(table["n_dropped"]) == {2} and set(table["n_instructions"]) == {4}
+    assert table.drop(columns="n_dropped").equals(whole.drop(columns="n_dropped"))
+    assert set(whole["n_dropped"]) == {0}
+
+
 def test_bad_input():
     with pytest.raises(DataError, match="both must be"):
         best_of_n_curve(np.zeros((2, 3)), np.zeros((2, 4)))
     with pytest.raises(DataError, match="finite"):
+        best_of_n_curve(np.full((2, 3), -np.inf), np.zeros((2, 3)))
+    with pytest.raises(DataError, match="0 of 2 instructions"):
         best_of_n_curve(np.full((2, 3), np.nan), np.zeros((2, 3)))
     with pytest.raises(DataError, match="two or more"):
         best_of_n_curve(np.zeros((1, 3)), np.zeros((1, 3)))

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simfarm.annotators.pool import Pool
-from simfarm.errors import ConfigError, DataError
+from simfarm.errors import DataError
 from simfarm.evaluation.clustering import Estimate, Ints, clustered_mean, instruction_codes
 from simfarm.tables import check_labels
 
@@ -91,32 +90,6 @@ def _share(values: Floats, clusters: Ints) -> Estimate:
     if np.all(values == 0.5):
         return Estimate(0.5, 0.0, 0.5, 0.5)
     return clustered_mean(values, clusters, share=True)
-
-
-def pool_agreement(pool: Pool, labels: pd.DataFrame) -> pd.DataFrame:
-    """Compare a pool and each of its members with people: `agreement_table` of their expected verdicts, both orders.
-
-    The row named after the pool is the mean of its members by weight.
-
-    Args:
-        pool: Its members must judge offline.
-        labels: See `human_majority`.
-
-    Raises:
-        ConfigError: The pool asks language models.
-        DataError: See `human_majority`.
-    """
-    if not pool.offline:
-        raise ConfigError(
-            f"The pool {pool.name!r} asks language models. Have it label the comparisons first (simfarm annotate) and "
-            "compare the labels."
-        )
-    human = human_majority(labels)
-    judged = pool.annotate(human[KEYS], orders="both", assign="all", soft=True)
-    votes = {name: judged.loc[judged["annotator"] == name, "preference"].to_numpy(float) for name in pool.annotators}
-    weights = [member.weight for member in pool.config.members]
-    whole = np.average(np.stack(list(votes.values())), axis=0, weights=weights)
-    return agreement_table(human, {pool.name: np.asarray(whole, float), **votes, **null_judges(human)})
 
 
 def render(table: pd.DataFrame) -> str:

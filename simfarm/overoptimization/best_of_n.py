@@ -73,6 +73,9 @@ def best_of_n_curve(
 ) -> pd.DataFrame:
     """Estimate the best-of-n curve: proxy and gold reward against n and KL.
 
+    An instruction of which a sample has no score (NaN, such as a gold verdict that is missing) is left out whole and
+    counted: without that sample its best of n is not known.
+
     Args:
         proxy: (instructions, N) proxy rewards of N samples each.
         gold: (instructions, N) gold rewards of the same samples.
@@ -81,22 +84,28 @@ def best_of_n_curve(
 
     Returns:
         One row per n: n, kl (nats), proxy, proxy_se, proxy_ci_low, proxy_ci_high, gold, gold_se, gold_ci_low,
-        gold_ci_high, in the units given; n_instructions. Intervals are Student's t over instructions.
+        gold_ci_high, in the units given; n_instructions (used), n_dropped (left out). Intervals are Student's t over
+        instructions.
 
     Raises:
-        DataError: The shapes differ, a value is missing, or there are fewer than two instructions.
+        DataError: The shapes differ, a value is infinite, or fewer than two instructions have all their scores.
         ConfigError: An n is not between 1 and N.
     """
     proxy, gold = np.asarray(proxy, float), np.asarray(gold, float)
     if proxy.ndim != 2 or proxy.shape != gold.shape:
         raise DataError(f"proxy is {proxy.shape} and gold {gold.shape}; both must be (instructions, samples).")
-    instructions, samples = proxy.shape
+    given, samples = proxy.shape
     for name, values in (("proxy", proxy), ("gold", gold)):
-        if not np.isfinite(values).all():
-            row, column = np.argwhere(~np.isfinite(values))[0]
-            raise DataError(f"{name}[{row}, {column}] is {values[row, column]}; every sample needs a finite reward.")
+        if np.isinf(values).any():
+            row, column = np.argwhere(np.isinf(values))[0]
+            raise DataError(f"{name}[{row}, {column}] is {values[row, column]}; a reward is a finite number.")
+    complete = ~(np.isnan(proxy) | np.isnan(gold)).any(axis=1)
+    proxy, gold, instructions = proxy[complete], gold[complete], int(complete.sum())
     if instructions < 2:
-        raise DataError("There is one instruction; intervals are over instructions and need two or more.")
+        raise DataError(
+            f"{instructions} of {given} instructions have a proxy and a gold score for every sample; intervals are over "
+            "instructions and need two or more."
+        )
     if samples < 1:
         raise DataError("There are no samples; best-of-n needs at least one per instruction.")
     chosen = list(range(1, samples + 1)) if ns is None else list(ns)
@@ -108,4 +117,4 @@ def best_of_n_curve(
         mean, se = values.mean(0), values.std(0, ddof=1) / np.sqrt(instructions)
         table[name], table[f"{name}_se"] = mean, se
         table[f"{name}_ci_low"], table[f"{name}_ci_high"] = mean - t * se, mean + t * se
-    return table.assign(n_instructions=instructions)
+    return table.assign(n_instructions=instructions, n_dropped=given - instructions)
