@@ -16,6 +16,7 @@ from simfarm.methods.expert_iteration import expert_iteration
 from simfarm.methods.sft import fine_tune
 from simfarm.policies.optimise import cosine_with_warmup, linear_with_warmup
 from simfarm.policies.split import SplitModel
+from simfarm.policies.training import Setup
 from simfarm.policies.transformers import Response
 from simfarm.rewards.config import RewardConfig
 from simfarm.rewards.losses import pairwise_loss
@@ -136,7 +137,7 @@ def test_micro_batches_change_nothing() -> None:
     prompts = [split.policy.render(p) for p in ("one", "two and more", "three")]
     responses = [split.policy.encode(t) for t in ("abc", "de", "fghij")]
     config = SFTConfig(epochs=2, batch_size=3, learning_rate=1e-3)
-    tops = [fine_tune(split, prompts, responses, config, seed=0, micro_batch=m) for m in (1, 3)]
+    tops = [fine_tune(split, prompts, responses, config, seed=0, setup=Setup(micro_batch=m)) for m in (1, 3)]
     for a, b in zip(*(dict(t.named_parameters()).values() for t in tops), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 

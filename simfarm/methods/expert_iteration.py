@@ -7,17 +7,51 @@ al. 2017; Uesato et al. 2022 for language models).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simfarm import draws
 from simfarm.methods.best_of_n import choose
 from simfarm.methods.config import ExpertIterationConfig
+from simfarm.methods.rollouts import RewardFunction, check_prompts, collect
 from simfarm.methods.sft import fine_tune
 from simfarm.policies.optimise import Log
 from simfarm.policies.split import SplitModel, Top
+from simfarm.policies.training import PLAIN, Setup
 from simfarm.policies.transformers import Response
 from simfarm.progress import Progress, no_progress
+
+
+def rounds(
+    split: SplitModel,
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    config: ExpertIterationConfig,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    setup: Setup = PLAIN,
+) -> Top:
+    """Draw, choose and fine-tune as often as the config says; arguments and errors as in `rloo`."""
+    check_prompts(prompts, "expert_iteration")
+    reference = split.new_top().requires_grad_(False)
+    top = reference
+    rows = [i for i in range(len(prompts)) for _ in range(config.n)]
+    for number in range(config.rounds):
+        drawn = collect(
+            split, top, reference, prompts, rows, reward,
+            method="expert_iteration", step=number, seed=seed, max_new_tokens=max_new_tokens, setup=setup,
+        )  # fmt: skip
+        best = choose(drawn.scores.reshape(-1, config.n), config.n)
+        kept = [(p, t) for i, p in enumerate(prompts) if (t := drawn.targets[i * config.n + best[i]])]
+        here = setup if setup.folder is None else replace(setup, folder=setup.folder / f"round-{number + 1}")
+        top = fine_tune(
+            split, [p for p, _ in kept], [t for _, t in kept], config.sft,
+            seed=draws.seed_for(seed, "expert iteration", number), setup=here, method="expert_iteration",
+        )  # fmt: skip
+    return top
 
 
 def expert_iteration(

@@ -9,16 +9,17 @@ warm-up, all layers of a 7B model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from simfarm import draws
-from simfarm.errors import DataError, TrainingError
+from simfarm.errors import DataError
 from simfarm.methods.config import SFTConfig
+from simfarm.policies import workers
 from simfarm.policies.optimise import Log, cosine_with_warmup
 from simfarm.policies.split import SplitModel, Top
+from simfarm.policies.training import PLAIN, Setup, Trainer, epoch_batches
 from simfarm.progress import Progress, no_progress
 
 
@@ -29,9 +30,11 @@ def fine_tune(
     config: SFTConfig,
     *,
     seed: int,
+    setup: Setup = PLAIN,
+    method: str = "sft",
+    marker: str = "",
     log: Log = lambda row: None,
     progress: Progress = no_progress,
-    micro_batch: int = 16,
 ) -> Top:
     """Fit a copy of the model's top to responses.
 
@@ -41,47 +44,54 @@ def fine_tune(
         responses: n responses as tokens; one that was cut off has no end of turn, and none is taught.
         config: Hyper-parameters.
         seed: Of the order of the rows.
+        setup: How to run.
+        method: The method that this is a part of, for checkpoints and messages.
+        marker: What the trained policy is to find before every prompt.
         log: Called after each optimiser step with loss (nats per token) and learning rate.
         progress: Called with the number of responses seen, epoch by epoch.
-        micro_batch: Rows whose gradients are computed at once; changes nothing but memory and rounding.
 
     Raises:
         DataError: There are no responses, or one is empty.
         TrainingError: The loss is not finite.
+        RunError: The checkpoint in the folder is damaged or another's.
     """
     if not responses or not all(responses):
         raise DataError(f"Fine-tuning needs responses with at least one token; {len(responses)} were given.")
+    n = len(responses)
     encoded = [split.policy.encode(prompt) for prompt in prompts]
-    states = split.trunk_states(encoded, responses)
+    spans = [(len(p), len(r)) for p, r in zip(encoded, responses, strict=True)]
+    own = workers.own(range(n))
+    states = dict(zip(own, split.trunk_states([encoded[i] for i in own], [responses[i] for i in own]), strict=True))
     top = split.new_top()
-    trained = [p for p in top.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
-    steps = config.epochs * math.ceil(len(responses) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine_with_warmup(steps, 0.03))
-    for epoch in range(config.epochs):
-        order = draws.permutation(len(responses), seed, "sft batches", epoch)
-        for start in range(0, len(order), config.batch_size):
-            # micro-batches of like length: little filling; their sum is the same in any order
-            rows = sorted(order[start : start + config.batch_size], key=lambda i: len(states[i]))
-            tokens = sum(len(responses[i]) for i in rows)
-            total = 0.0
-            optimiser.zero_grad()
-            for part in range(0, len(rows), micro_batch):
-                some = rows[part : part + micro_batch]
-                spans = [(len(encoded[i]), len(responses[i])) for i in some]
-                logp = response_log_probabilities(
-                    split, top, [states[i] for i in some], spans, [t for i in some for t in responses[i]]
-                )
-                loss = -logp.sum() / tokens
-                loss.backward()
-                total += loss.item()
-            if not math.isfinite(total):
-                raise TrainingError("The fine-tuning loss is not finite. Lower the learning rate.")
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimiser.step()
-            log({"loss": total, "learning_rate": float(schedule.get_last_lr()[0])})
-            schedule.step()
-            progress(len(rows))
+
+    def loss(rows: list[int]) -> tuple[torch.Tensor, Mapping[str, float]]:
+        targets = [t for i in rows for t in responses[i]]
+        some = [states[i] for i in rows], [spans[i] for i in rows]
+        return -response_log_probabilities(split, top, *some, targets).sum(), {}
+
+    batches = epoch_batches(
+        n, config.batch_size, config.epochs, lambda epoch: draws.permutation(n, seed, "sft batches", epoch)
+    )
+    trainer = Trainer(
+        method,
+        config,
+        {"policy": top},
+        steps=len(batches),
+        learning_rate=config.learning_rate,
+        rate=cosine_with_warmup(len(batches), 0.03),
+        seed=seed,
+        setup=setup,
+        policy=lambda: split.with_top(top, method),
+        reference=split.policy,
+        marker=marker,
+    )
+    lengths = [p + r for p, r in spans]
+    for step in trainer.steps():
+        batch = batches[step]
+        sums = trainer.update(batch, lengths, sum(len(responses[i]) for i in batch), loss)
+        trainer.record(sums)
+        log({"loss": sums["loss"], "learning_rate": trainer.history[-1]["learning_rate"]})
+        progress(len(batch))
     return top
 
 
@@ -104,7 +114,12 @@ def response_log_probabilities(
     Returns:
         (N,) in float32. Logits are computed at response tokens only.
     """
+    before = states_before(top, states, spans)
+    return split.log_probabilities(before, torch.tensor(targets, device=before.device))
+
+
+def states_before(top: Top, states: Sequence[torch.Tensor], spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Return the top's states that predict the response tokens of a few rows, one after the other, (N, H)."""
     hidden = top(torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True))
     # the state before a token predicts it
-    before = torch.cat([hidden[i, p - 1 : p - 1 + r] for i, (p, r) in enumerate(spans)])
-    return split.log_probabilities(before, torch.tensor(targets, device=hidden.device))
+    return torch.cat([hidden[i, p - 1 : p - 1 + r] for i, (p, r) in enumerate(spans)])

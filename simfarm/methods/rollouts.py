@@ -1,0 +1,224 @@
+"""What methods that learn from their own responses share: drawing them, and what is computed once for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from simfarm import draws
+from simfarm.errors import DataError, TrainingError
+from simfarm.methods.sft import response_log_probabilities
+from simfarm.policies import workers
+from simfarm.policies.split import SplitModel, Top
+from simfarm.policies.training import Setup
+from simfarm.policies.transformers import Response, length_sorted_batches
+from simfarm.rewards.model import Text
+
+RewardFunction = Callable[[Sequence[Response], Sequence[Text]], NDArray[np.float64]]
+"""(n responses, n prompts and responses as the reward model reads them) -> (n,) rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """What one step learns from: B responses; with several processes, trunk states of the own rows only."""
+
+    states: list[torch.Tensor]
+    """(T_b, H) trunk states of prompt and response; (0, H) for rows of other processes."""
+    spans: list[tuple[int, int]]
+    """Tokens of the prompt, tokens of the response."""
+    targets: list[tuple[int, ...]]
+    """Response tokens."""
+    logp: list[torch.Tensor]
+    """log π of the response tokens under the policy that wrote them, (r_b,)."""
+    ref_logp: list[torch.Tensor]
+    """The same under the initial policy."""
+    scores: NDArray[np.float64]
+    """(B,) rewards."""
+    finished: list[bool]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and response, by row."""
+        return [p + r for p, r in self.spans]
+
+    @property
+    def kl(self) -> NDArray[np.float64]:
+        """(B,) Σ_t log π(a_t)/π_ref(a_t): unbiased for the KL, in nats, on average over responses."""
+        return np.array([float((a - b).sum()) for a, b in zip(self.logp, self.ref_logp, strict=True)])
+
+    def metrics(self) -> dict[str, float]:
+        """Return reward, kl, kl_k3 (Schulman 2020), entropy (nats per token, of the tokens drawn), length, finished."""
+        logp, ratio = torch.cat(self.logp), torch.cat(self.logp) - torch.cat(self.ref_logp)
+        return {
+            "reward": float(self.scores.mean()),
+            "reward_std": float(self.scores.std()),
+            "kl": float(ratio.sum()) / len(self.spans),
+            "kl_k3": float((torch.exp(-ratio) - 1 + ratio).sum()) / len(self.spans),
+            "entropy": float(-logp.mean()),
+            "length": float(np.mean([r for _, r in self.spans])),
+            "finished": float(np.mean(self.finished)),
+        }
+
+
+def prompt_rows(method: str, n: int, rollouts: int, step: int, seed: int) -> list[int]:
+    """Return the prompts of a step: the next `rollouts` of an endless list, all n in a new order at each pass."""
+    positions = range(step * rollouts, (step + 1) * rollouts)
+    orders = {epoch: draws.permutation(n, seed, f"{method} prompts", epoch) for epoch in {p // n for p in positions}}
+    return [orders[p // n][p % n] for p in positions]
+
+
+def check_prompts(prompts: Sequence[str], method: str) -> None:
+    """Check that there is something to answer.
+
+    Raises:
+        DataError: There is no prompt, or an empty one.
+    """
+    if not prompts or not all(prompts):
+        raise DataError(
+            f"{method} needs prompts that are not empty; {len(prompts)} were given, {sum(not p for p in prompts)} of "
+            "them empty."
+        )
+
+
+@torch.no_grad()
+def collect(
+    split: SplitModel,
+    policy: Top,
+    reference: Top,
+    prompts: Sequence[str],
+    rows: Sequence[int],
+    reward: RewardFunction,
+    *,
+    method: str,
+    step: int,
+    seed: int,
+    max_new_tokens: int,
+    setup: Setup,
+    marker: str = "",
+    temperature: float = 1.0,
+) -> Rollouts:
+    """Draw one response to each prompt and compute once what does not change while a step learns from it.
+
+    Args:
+        split: The initial policy and where it is cut.
+        policy: The top that writes.
+        reference: The initial top.
+        prompts: Rendered prompts.
+        rows: B indices of prompts to answer; one may stand there several times.
+        reward: Scores the responses.
+        method: Name, for the draws.
+        step: Number of the step, for the draws.
+        seed: Of sampling.
+        max_new_tokens: Length limit of a response.
+        setup: Batch sizes.
+        marker: Stands before each prompt that the policy answers; reward and reference do not see it.
+        temperature: Of sampling; log-probabilities are always those at 1.
+
+    Raises:
+        TrainingError: A reward is not finite.
+    """
+    own = workers.own(range(len(rows)))
+    chosen = [prompts[rows[i]] for i in own]
+    responses = split.with_top(policy, method).sample(
+        [marker + prompt for prompt in chosen],
+        [[step, i, rows[i]] for i in own],
+        max_new_tokens=max_new_tokens,
+        seed=draws.seed_for(seed, f"{method} rollouts"),
+        temperature=temperature,
+        batch_size=setup.batch_size,
+    )
+    end = int(split.policy.tokenizer.eos_token_id)
+    encoded = [split.policy.encode(prompt) for prompt in chosen]
+    # the reward model reads an end of turn after every response; the policy does not look at it
+    whole = split.trunk_states(encoded, [[*r.tokens, *([] if r.finished else [end])] for r in responses])
+    scores = np.asarray(reward(responses, [Text(s, len(p)) for s, p in zip(whole, encoded, strict=True)]), dtype=float)
+    if not np.isfinite(scores).all():
+        raise TrainingError("The reward of a rollout is not finite. Look at the reward model.")
+    spans = [(len(p), len(r.tokens)) for p, r in zip(encoded, responses, strict=True)]
+    states = [s[: p + r] for s, (p, r) in zip(whole, spans, strict=True)]
+    targets = [r.tokens for r in responses]
+    ref_logp = _log_probabilities(split, reference, states, spans, targets, setup)
+    if marker:
+        asked = [split.policy.encode(marker + prompt) for prompt in chosen]
+        asked_spans = [(len(q), len(t)) for q, t in zip(asked, targets, strict=True)]
+        logp = _log_probabilities(split, policy, split.trunk_states(asked, targets), asked_spans, targets, setup)
+    else:
+        logp = _log_probabilities(split, policy, states, spans, targets, setup)
+    device = split.policy.device
+    facts = workers.gather(
+        [
+            (span, target, float(score), r.finished, a.cpu(), b.cpu())
+            for span, target, score, r, a, b in zip(spans, targets, scores, responses, logp, ref_logp, strict=True)
+        ]
+    )
+    held = dict(zip(own, states, strict=True))
+    none = torch.empty(0, split.hidden_size, device=device)
+    return Rollouts(
+        [held.get(i, none) for i in range(len(rows))],
+        [f[0] for f in facts],
+        [f[1] for f in facts],
+        [f[4].to(device) for f in facts],
+        [f[5].to(device) for f in facts],
+        np.array([f[2] for f in facts]),
+        [f[3] for f in facts],
+    )
+
+
+def _log_probabilities(
+    split: SplitModel,
+    top: Top,
+    states: Sequence[torch.Tensor],
+    spans: Sequence[tuple[int, int]],
+    targets: Sequence[Sequence[int]],
+    setup: Setup,
+) -> list[torch.Tensor]:
+    def compute(rows: list[int]) -> torch.Tensor:
+        tokens = [t for i in rows for t in targets[i]]
+        return response_log_probabilities(split, top, [states[i] for i in rows], [spans[i] for i in rows], tokens)
+
+    return by_row(states, spans, setup.micro_batch, compute)
+
+
+def by_row(
+    states: Sequence[torch.Tensor],
+    spans: Sequence[tuple[int, int]],
+    batch_size: int,
+    compute: Callable[[list[int]], torch.Tensor],
+) -> list[torch.Tensor]:
+    """Compute something per response token, rows of like length together.
+
+    Args:
+        states: n trunk states.
+        spans: n spans.
+        batch_size: Rows computed together.
+        compute: Rows -> (their response tokens,).
+
+    Returns:
+        n tensors, (r_b,).
+    """
+    found: list[torch.Tensor] = [torch.empty(0)] * len(states)
+    for rows in length_sorted_batches([len(s) for s in states], batch_size):
+        for i, part in zip(rows, compute(rows).split([spans[i][1] for i in rows]), strict=True):
+            found[i] = part
+    return found
+
+
+def new_log_probabilities(split: SplitModel, top: Top, rollouts: Rollouts, rows: Sequence[int]) -> torch.Tensor:
+    """Return log π of the response tokens of some rows under `top`, with gradients: (N,), row after row."""
+    return response_log_probabilities(
+        split,
+        top,
+        [rollouts.states[i] for i in rows],
+        [rollouts.spans[i] for i in rows],
+        [t for i in rows for t in rollouts.targets[i]],
+    )
+
+
+def per_token(values: torch.Tensor, rollouts: Rollouts, rows: Sequence[int]) -> torch.Tensor:
+    """Repeat a value of each row for each of its response tokens: (B,) values, N tokens of `rows` -> (N,)."""
+    lengths = torch.tensor([rollouts.spans[i][1] for i in rows], device=values.device)
+    return values[list(rows)].repeat_interleave(lengths)
