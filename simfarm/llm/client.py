@@ -26,7 +26,7 @@ from simfarm.llm.backend import (
     Transient,
     checked,
 )
-from simfarm.llm.flow import Gate, GroupWriter, run_async
+from simfarm.llm.flow import Gate, GroupWriter, lighter_collector, run_async
 from simfarm.llm.limiter import Bucket, Limiter
 from simfarm.llm.prices import FREE, Price, Prices, cost, cost_at_most, load_prices, tokens_at_most
 from simfarm.llm.request import Answer, Request
@@ -153,7 +153,8 @@ class Client:
         self._run = _Run(self, list(streams))
         begun = time.monotonic()
         try:
-            run_async(self._run.main)
+            with lighter_collector():
+                run_async(self._run.main)
         finally:
             self.usage.seconds = time.monotonic() - begun
         return self.usage

@@ -53,7 +53,7 @@ class Limiter:
 
     most: int = 128
     """Never more than this many at once."""
-    start: float = 16.0
+    start: float = 64.0
     requests: Bucket | None = None
     tokens: Bucket | None = None
     limit: float = field(init=False)
