@@ -12,7 +12,7 @@ from llm_helpers import answered, ask, name_in_log, read_log, stream, stub_serve
 
 from simfarm.errors import ConfigError, ProviderError
 from simfarm.llm import client as client_module
-from simfarm.llm.backend import CallFailed, RateLimited, Rejected, Transient
+from simfarm.llm.backend import CallFailed, RateLimited, Rejected, Transient, Unreachable
 from simfarm.llm.client import Client, Failure, Options, Outcome
 from simfarm.llm.fake import FakeServer
 from simfarm.llm.prices import Price, Prices
@@ -73,7 +73,7 @@ def test_retries_until_there_is_an_answer(store: SQLiteStore, fault: CallFailed)
 
 def test_a_failure_is_not_stored_and_is_asked_again(store: SQLiteStore) -> None:
     down = FakeServer(lambda request: (_ for _ in ()).throw(Transient("server down")))
-    assert texts(run(store, down, [ask("q")])) == [f"! server down ({client_module.TRIES} times)"]
+    assert texts(run(store, down, [ask("q")])) == [f"! server down ({client_module.FIRST_TRIES} times)"]
     assert store.count() == 0
     assert texts(run(store, FakeServer(lambda request: "A"), [ask("q")])) == ["A"]
 
@@ -154,6 +154,35 @@ def test_a_bad_key_stops_early_with_the_providers_words_and_without_the_key(stor
     assert "0123456789" not in str(caught.value)
     assert "0123456789" not in "".join(map(str, (client.__dict__, caught.value.__context__)))
     assert store.count() == 0
+
+
+def test_a_server_that_is_not_there_stops_the_run(store: SQLiteStore) -> None:
+    for rows in (1, 200):
+        with pytest.raises(ProviderError, match=r"127\.0\.0\.1:9/v1 failed: .*Refused.*Check that the server runs"):
+            Client(store).run(
+                [stream([ask(f"q{i}", "openai/m") for i in range(rows)], lambda outcome: None, "http://127.0.0.1:9/v1")]
+            )
+
+
+def test_a_server_that_is_lost_stops_the_run_and_keeps_what_it_answered(store: SQLiteStore) -> None:
+    def reply(request: Request) -> str:
+        if int(request.messages[0].content[1:]) >= 50:
+            raise Unreachable("connection lost")
+        return "A"
+
+    with pytest.raises(ProviderError, match=f"connection lost .{client_module.TRIES} times.*Finished answers are kept"):
+        run(store, FakeServer(reply), [ask(f"q{i}") for i in range(200)], concurrency=8)
+    assert store.count() == 50
+
+
+def test_a_few_lost_connections_among_answers_are_nulls(store: SQLiteStore) -> None:
+    def reply(request: Request) -> str:
+        if request.messages[0].content.endswith("7"):
+            raise Unreachable("connection lost")
+        return "A"
+
+    outcomes = run(store, FakeServer(reply, latency=0.001), [ask(f"q{i}") for i in range(100)], concurrency=4)
+    assert texts(outcomes).count("A") == 90
 
 
 def test_no_key_and_no_server_is_a_clear_error(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:

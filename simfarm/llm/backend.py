@@ -28,6 +28,10 @@ class Transient(CallFailed):
     """Worth another try: a server error, a lost connection, a timeout, a broken body."""
 
 
+class Unreachable(Transient):
+    """There was no response: no connection, a lost one, no answer in time."""
+
+
 class Rejected(CallFailed):
     """The same call would be refused again.
 

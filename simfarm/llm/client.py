@@ -24,6 +24,7 @@ from simfarm.llm.backend import (
     RateLimited,
     Rejected,
     Transient,
+    Unreachable,
     checked,
 )
 from simfarm.llm.flow import Gate, GroupWriter, lighter_collector, run_async
@@ -36,6 +37,8 @@ CHUNK = 256
 LOCAL_CHUNK = {"hf": 64, "vllm": 1024}
 """Requests that an in-process model gets at once; what a killed run loses at most."""
 TRIES = 8
+FIRST_TRIES = 5
+"""As long as a server has never answered: it may not be there at all."""
 SAME_REJECTIONS = 10
 PATIENCE = 1800.0
 """Seconds that one request may go on meeting rate limits."""
@@ -357,8 +360,11 @@ class _Run:
                 place.gate.wake()
                 self._charge(place, raw)
                 tries += 1
-                if tries >= TRIES:
-                    return Failure(f"{error} ({tries} times)")
+                if tries >= (TRIES if place.answered else FIRST_TRIES):
+                    reason = f"{error} ({tries} times)"
+                    lost = isinstance(error, Unreachable)
+                    self._note(place, Rejected(reason, kind="unreachable" if lost else "errors", whole_endpoint=lost))
+                    return Failure(reason)
                 self.usage.retried += 1
                 await asyncio.sleep(self._pause(key, tries))
                 continue
@@ -459,13 +465,14 @@ def load_local(endpoint: Endpoint) -> BatchBackend:
 
 def _hopeless(place: _Place) -> ProviderError:
     error = place.rejections[-1]
-    mend = (
-        "Check the API key in its environment variable"
-        if error.kind.startswith(("401", "403"))
-        else "Check the model's name (--model ROLE=PROVIDER/MODEL) and --base-url"
-    )
+    if error.kind.startswith(("401", "403")):
+        mend = "Check the API key in its environment variable"
+    elif error.kind in ("unreachable", "errors"):
+        mend = "Check that the server runs, and --base-url"
+    else:
+        mend = "Check the model's name (--model ROLE=PROVIDER/MODEL) and --base-url"
     return ProviderError(
-        f"Every call to {place.endpoint.model} is refused in the same way, so simfarm stopped: {error}. {mend}; "
+        f"Every call to {place.endpoint.model} fails in the same way, so simfarm stopped: {error}. {mend}; "
         "simfarm pool check NAME --live tries one call per member. Finished answers are kept."
     )
 

@@ -15,10 +15,11 @@ import re
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from simfarm.errors import ConfigError
-from simfarm.llm.backend import Backend, CallFailed, Endpoint, RateLimited, Rejected, Transient
-from simfarm.llm.request import Request, server_of
+from simfarm.llm.backend import Backend, CallFailed, Endpoint, RateLimited, Rejected, Transient, Unreachable
+from simfarm.llm.request import Request
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY_LIKE = re.compile(r"\b(sk-|Bearer )[A-Za-z0-9*_\-.]{4,}")
@@ -52,7 +53,7 @@ class OpenAIServer:
             )
         if base_url and not re.match(r"https?://[^/]", base_url):
             raise ConfigError(f"The base URL {base_url!r} does not begin with http:// or https://.")
-        self._where = server_of(base_url) or "api.openai.com"
+        self._where = _place(base_url or OPENAI_URL)
         # other servers know the limit by the name that OpenAI has retired
         self._limit_field = "max_tokens" if base_url else "max_completion_tokens"
         self._timeout = timeout
@@ -90,7 +91,7 @@ class OpenAIServer:
             answer = error.response
             raise self._failure(answer.status_code, answer.headers, answer.content) from None
         except self._failures as error:
-            raise Transient(f"connection to {self._where} failed: {_cause(error)}") from None
+            raise Unreachable(f"connection to {self._where} failed: {_cause(error)}") from None
         if response.status_code != 200:
             raise self._failure(response.status_code, response.headers, response.content)
         try:
@@ -105,7 +106,7 @@ class OpenAIServer:
         words, code = _error_in(content)
         words = words.replace(self._secret, "***") if self._secret else words
         shown = KEY_LIKE.sub(r"\1***", words)
-        message = f"{self._where} answered {status}: {shown[:500]}"
+        message = f"{self._where} answered {status}: {shown[:500].rstrip('.')}"
         if status == 429 and code not in NO_MONEY:
             return RateLimited(message, retry_after(headers))
         if status in (408, 409, 425) or status >= 500:
@@ -116,6 +117,12 @@ class OpenAIServer:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+def _place(base_url: str) -> str:
+    """Return host, port and path, without user and password."""
+    parts = urlsplit(base_url)
+    return parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
 
 
 def _cause(error: BaseException) -> str:
