@@ -68,20 +68,23 @@ def test_log_probabilities_agree_with_the_plain_forward_pass(policy: Transformer
     # a prompt of several responses is read once
     prompts, responses = [*prompts, *prompts], [*responses, *responses[::-1]]
     batched = policy.log_probabilities(prompts, responses, batch_size=3)
-    separate = policy.separate_log_probabilities(prompts, responses)
-    for prompt, response, *found in zip(prompts, responses, batched, separate, strict=True):
+    contexts = [(policy.render(""), prompt) for prompt in prompts]
+    together = [values[1] for values in policy.log_probabilities_in_contexts(contexts, responses)]
+    for prompt, response, *found in zip(prompts, responses, batched, together, strict=True):
         before = policy.encode(prompt)
         logits = policy.model(torch.tensor([[*before, *response]])).logits[0].log_softmax(-1)
         expected = [float(logits[len(before) - 1 + t, token]) for t, token in enumerate(response)]
         assert [values == pytest.approx(expected, abs=1e-4) for values in found] == [True, True]
 
 
-def test_separate_log_probabilities_do_not_depend_on_the_texts_beside(policy: TransformersPolicy) -> None:
-    prompts = [policy.render(p) for p in [*PROMPTS, *PROMPTS]]
+def test_log_probabilities_in_contexts_do_not_depend_on_the_texts_beside(policy: TransformersPolicy) -> None:
+    contexts = [(policy.render(p), policy.render("")) for p in [*PROMPTS, *PROMPTS]]
     responses = [policy.encode_response(text) for text in ("abc", "hello there", "", "x", "no", "abc abc", "y", "z")]
-    together = policy.separate_log_probabilities(prompts, responses)
-    for prompt, response, values in zip(prompts, responses, together, strict=True):
-        assert policy.separate_log_probabilities([prompt], [response])[0].tolist() == values.tolist()
+    beside = policy.log_probabilities_in_contexts(contexts, responses)
+    for both, response, values in zip(contexts, responses, beside, strict=True):
+        assert policy.log_probabilities_in_contexts([both], [response])[0].tolist() == values.tolist()
+        plain = policy.log_probabilities(both, [response] * 2)
+        assert values == pytest.approx(np.stack(plain), abs=1e-4)
 
 
 def test_the_end_of_turn_stops_a_response(policy: TransformersPolicy) -> None:

@@ -235,10 +235,9 @@ def _log_likelihoods(texts: Sequence[Text]) -> list[tuple[Floats, Floats]]:
     full = policy.render("")
     # the model's own opening of an answer, as it stands at the end of a rendered prompt
     empty = full[full.rindex("<|im_start|>") :]
-    with track("measuring likelihoods", 2 * len(texts), "passes") as progress:
-        given, alone = (
-            policy.separate_log_probabilities(p, read, progress=progress) for p in (prompts, [empty] * len(texts))
-        )
+    with track("measuring likelihoods", len(texts), "responses") as progress:
+        measured = policy.log_probabilities_in_contexts([(p, empty) for p in prompts], read, progress=progress)
+    given, alone = ([both[k] for both in measured] for k in (0, 1))
     for whole, scores in zip(encoded, given, strict=True):
         if len(whole) > MAX_TOKENS + 1:
             scores[-1] = np.nan

@@ -277,31 +277,51 @@ class TransformersPolicy:
         return scores
 
     @torch.inference_mode()
-    def separate_log_probabilities(
-        self, prompts: Sequence[str], responses: Sequence[Sequence[int]], *, progress: Progress = no_progress
+    def log_probabilities_in_contexts(
+        self, contexts: Sequence[Sequence[str]], responses: Sequence[Sequence[int]], *, progress: Progress = no_progress
     ) -> list[NDArray[np.float64]]:
-        """Return what `log_probabilities` does, each response computed by itself after its prompt.
+        """Return what `log_probabilities` does for each response after each of its contexts, in one pass per response.
 
-        In bfloat16 a batch's shape moves a log-likelihood by tenths of a nat. Here a value depends on its own prompt
-        and response only, not on the texts that happen to be beside it. A prompt is read once for all its responses.
+        In bfloat16 a batch's shape moves a log-likelihood by tenths of a nat. Here a value depends on the response and
+        its own contexts only, not on the texts that happen to be beside it. Contexts are read once for all responses
+        that share them.
+
+        Args:
+            contexts: n lists of k rendered prompts.
+            responses: n responses as tokens.
+            progress: Called with 1 after each response.
+
+        Returns:
+            n arrays, (k, tokens of the response), in nats.
+
+        Raises:
+            DataError: A prompt with its response does not fit the model's context, or a prompt is empty.
         """
-        from transformers import DynamicCache
-
-        encoded = self._encode_for_scores(prompts, responses)
-        scores: list[NDArray[np.float64]] = [np.zeros(0)] * len(encoded)
-        body, head = self.model.base_model, self.model.get_output_embeddings()
+        encoded = [self._encode_for_scores(some, [r] * len(some)) for some, r in zip(contexts, responses, strict=True)]
+        scores: list[NDArray[np.float64]] = [np.zeros((0, 0))] * len(encoded)
         order = sorted(range(len(encoded)), key=lambda i: (encoded[i], i))
-        for prompt, rows in itertools.groupby(order, key=encoded.__getitem__):
-            cache = DynamicCache(config=self.model.config)
-            ids = torch.tensor([prompt], device=self.device)
-            last = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[0, -1:]
+        for prompts, rows in itertools.groupby(order, key=encoded.__getitem__):
+            by_length = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
+            logits, mask, cache = self._read_prompts([prompts[k] for k in by_length])
+            start, before = logits.float().log_softmax(-1), mask.sum(1, keepdim=True)
             for i in rows:
-                if length := len(responses[i]):
-                    ids = torch.tensor([list(responses[i])], device=self.device)
-                    states = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+                ids = torch.tensor([list(responses[i])] * len(prompts), dtype=torch.long, device=self.device)
+                values = start[:, ids[0, :1]]
+                if (length := ids.shape[1]) > 1:
+                    states = self.model.base_model(
+                        input_ids=ids,
+                        attention_mask=torch.cat([mask, mask.new_ones(ids.shape)], 1),
+                        position_ids=before + torch.arange(length, device=self.device),
+                        past_key_values=cache,
+                        use_cache=True,
+                    ).last_hidden_state[:, :-1]
                     cache.crop(-length)
-                    before = torch.cat([last, states[0, :-1]])
-                    scores[i] = token_log_probabilities(head, before, ids[0]).double().cpu().numpy()
+                    after = token_log_probabilities(
+                        self.model.get_output_embeddings(), states.flatten(0, 1), ids[:, 1:].flatten()
+                    )
+                    values = torch.cat([values, after.view(len(prompts), -1)], 1)
+                scores[i] = np.empty(values.shape)
+                scores[i][by_length] = values.double().cpu().numpy()
                 progress(1)
         return scores
 
