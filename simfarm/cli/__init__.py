@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "diagnose": ("diagnose", "Compare annotators with human labels: agreement, biases, reliability."),
     "calibrate": ("calibrate", "Fit a pool to a few human labels."),
     "power": ("power", "How many human labels to buy, and which."),
+    "convert": ("convert", "Read what other tools wrote; write their formats."),
     "doctor": ("doctor", "Say what this machine has, and how fast it is."),
     "batch": ("batch", "Have an annotation's calls answered by a batch service."),
     "serve": ("serve", "Serve a model with vLLM and wait until it answers."),
