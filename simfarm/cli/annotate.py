@@ -220,7 +220,7 @@ def _print_estimate(found: list[Any], labels: int, noised: int, as_json: bool) -
         named = column in ("annotator", "model")
         table.add_column(column, justify="left" if named else "right", no_wrap=column != "model", overflow="fold")
     for one in found:
-        price = "unknown" if one.cost is None else f"{one.cost:.2f}"
+        price = "unknown" if one.cost is None else _amount(one.cost)
         counts = (one.labels, one.calls, one.stored, one.input_tokens, one.output_tokens)
         table.add_row(one.annotator, one.model, *(f"{n:,}" for n in counts), price)
     Console().print(table)
@@ -229,7 +229,12 @@ def _print_estimate(found: list[Any], labels: int, noised: int, as_json: bool) -
 
 
 def _dollars(amount: float | None) -> str:
-    return "an unknown amount (a price is unknown; see --prices)" if amount is None else f"${amount:.2f}"
+    return "an unknown amount (a price is unknown; see --prices)" if amount is None else f"${_amount(amount)}"
+
+
+def _amount(dollars: float) -> str:
+    # small sums must not read as nothing
+    return f"{dollars:.2f}" if dollars >= 0.1 or dollars == 0 else f"{dollars:.2g}"
 
 
 def _print_summary(labels: pd.DataFrame, client: Any, out: Path, as_json: bool) -> None:

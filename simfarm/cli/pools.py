@@ -125,7 +125,8 @@ def check(
     if as_json:
         click.echo(json.dumps([one.__dict__ for one in found], indent=1))
     else:
-        click.echo(f"{loaded.name} ({loaded.content_hash[:12]}) is valid: {len(found)} members.\n")
+        members = "1 member" if len(found) == 1 else f"{len(found)} members"
+        click.echo(f"{loaded.name} ({loaded.content_hash[:12]}) is valid: {members}.\n")
         for one in found:
             price = "price unknown" if one.usd_per_1000 is None else f"at most ${one.usd_per_1000:.2f} per 1,000 labels"
             click.echo(f"{one.annotator}: {one.model}, about {one.tokens_per_label} tokens per label, {price}")
