@@ -33,7 +33,8 @@ from simfarm.llm.prices import FREE, Price, Prices, cost, cost_at_most, load_pri
 from simfarm.llm.request import Answer, Request
 from simfarm.llm.store import Store, StoredCall
 
-CHUNK = 256
+CHUNK = 128
+"""Requests that are looked up in the store at once."""
 LOCAL_CHUNK = {"hf": 64, "vllm": 1024}
 """Requests that an in-process model gets at once; what a killed run loses at most."""
 TRIES = 8

@@ -76,7 +76,9 @@ class OpenAIServer:
         if base_url:
             self._client.organization = self._client.project = None
         unsent = UNSENT if self._secret else (*UNSENT, "Authorization")
-        self._options: Any = {"headers": dict.fromkeys(unsent, openai.Omit())}
+        # what is given here need not be copied from the package's defaults for every call
+        limits = {"max_retries": 0, "timeout": self._client.timeout, "security": {"bearer_auth": True}}
+        self._options: Any = {"headers": dict.fromkeys(unsent, openai.Omit()), **limits}
 
     async def complete(self, request: Request) -> dict[str, Any]:
         """Ask; see `Backend.complete`."""
