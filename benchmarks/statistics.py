@@ -245,6 +245,27 @@ def coverage(runs: int) -> None:
         fixed += one.ci_low <= 0.5 <= one.ci_high
     print(f"  clustered both ways {100 * hits / runs:.1f}%, by instruction only {100 * fixed / runs:.1f}%")
     _coverage_of_ratings(max(runs // 5, 50))
+    _coverage_of_correlations(max(runs // 5, 50))
+
+
+def _coverage_of_correlations(runs: int) -> None:
+    from simfarm.evaluation.correlation import COEFFICIENTS, coefficient_of, true_scores
+
+    print(f"95% intervals of the correlation of true scores, {runs} data sets each, both sides measured with error")
+    print(f"{'methods':>8} {'correlation':>12} {'error / sd':>11}" + "".join(f"{c:>10}" for c in COEFFICIENTS))
+    rng = np.random.default_rng(3)
+    for n, rho, error in ((6, 0.98, 0.15), (15, 0.98, 0.15), (6, 0.5, 0.3), (15, 0.6, 0.3)):
+        hits = dict.fromkeys(COEFFICIENTS, 0)
+        for run in range(runs):
+            true, errors = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], n), np.full((n, 2), error)
+            drawn = true_scores(
+                true + errors * rng.normal(size=(n, 2)), errors, draws_wanted=800, warm_up=100, seed=run
+            )
+            for c in COEFFICIENTS:
+                low, high = np.quantile(coefficient_of(drawn[..., 0], drawn[..., 1], c), [0.025, 0.975])
+                # rank coefficients take few values: an end of the interval may be the value itself
+                hits[c] += low - 1e-9 <= coefficient_of(true[:, 0], true[:, 1], c) <= high + 1e-9
+        print(f"{n:8d} {rho:12.2f} {error:11.2f}" + "".join(f"{100 * h / runs:9.1f}%" for h in hits.values()))
 
 
 def _coverage_of_ratings(runs: int) -> None:

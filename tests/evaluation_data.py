@@ -8,6 +8,8 @@ from scipy.optimize import root
 from scipy.special import expit
 
 from simfarm.evaluation.alpacaeval import GamedRows, scaled_length
+from simfarm.evaluation.calibration import Members, Votes
+from simfarm.evaluation.clustering import instruction_codes
 
 ALPACAEVAL_BASELINE = "gpt4_1106_preview"
 
@@ -55,3 +57,26 @@ def votes(shared, dataset):
     judge = judge.rename(columns={"judge": "annotator"}).merge(items[columns], on="item_id", how="left")
     human = human.rename(columns={"worker": "annotator"}).merge(items[columns], on="item_id", how="left")
     return items, judge, human
+
+
+def judges_as_pool(shared):
+    """Return PRD's human votes with the verdicts of its five judges in the order that the person saw, equal weights."""
+    _, judge, human = votes(shared, "prd")
+    judge = judge[judge["replicate"] == 0]
+    wide = judge.pivot(index=["item_id", "order"], columns="annotator", values="preference").dropna()
+    keys = pd.MultiIndex.from_frame(human[["item_id", "order"]])
+    known = keys.isin(wide.index)
+    human, said = human[known].reset_index(drop=True), wide.loc[keys[known]].to_numpy(float)
+    gap = (human["output_1"].str.len() - human["output_2"].str.len()).to_numpy(float)
+    n, k = said.shape
+    table = Votes(
+        2 - human["preference"].to_numpy(float),
+        np.asarray(human.groupby("item_id", sort=False).ngroup(), np.int64),
+        instruction_codes(human),
+        np.where(human["order"] == "12", 1.0, -1.0),
+        2 - said,
+        np.zeros((n, k)),
+        np.sign(gap),
+    )
+    nothing = np.zeros(k, bool)
+    return table, Members(list(wide.columns), np.full(k, 1 / k), nothing, nothing, nothing)

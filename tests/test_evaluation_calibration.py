@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+from evaluation_data import judges_as_pool, votes
 from scipy.optimize import check_grad
 from scipy.special import expit
 
+from simfarm.annotators.calibration import calibrate_pool
 from simfarm.errors import ConfigError, DataError
 from simfarm.evaluation import calibration as c
+from simfarm.resources import data_dir
 
 
 def planted(
@@ -56,9 +59,11 @@ def test_planted_parameters_are_recovered():
 def test_held_out_figures_come_nearer_to_the_humans():
     votes, members, _ = planted(np.random.default_rng(2))
     table = c.calibrate(votes, members, bootstrap=10).held_out.set_index("figure")
-    loss = table.loc["log loss of a human vote (nats)"]
+    loss = table.loc[c.LOG_LOSS]
     assert loss["after"] < loss["before"]
-    for figure in ("agreement of two votes (%)", "prefers the longer (%)", "prefers the first shown (%)"):
+    assert loss["change"] == pytest.approx(loss["after"] - loss["before"])
+    assert loss["change_high"] < 0
+    for figure in ("two votes agree (%)", "prefers the longer (%)", "prefers the first (%)"):
         row = table.loc[figure]
         assert abs(row["after"] - row["humans"]) < abs(row["before"] - row["humans"])
         assert row["humans_low"] < row["humans"] < row["humans_high"]
@@ -96,3 +101,39 @@ def test_bad_input():
         c.calibrate(votes.take(votes.cluster == 0), members)
     with pytest.raises(ConfigError, match="folds"):
         c.calibrate(votes, members, folds=1)
+
+
+def test_real_judges_are_weighed_by_how_well_they_agree(shared_data):
+    # a pool of hard verdicts, as prompted pools give them, in the order that the person saw
+    table, members = judges_as_pool(shared_data)
+    found = c.calibrate(table, members, bootstrap=10)
+    weights = dict(zip(members.names, found.weights, strict=True))
+    assert set(sorted(weights, key=weights.get)[-3:]) == {"claude", "gpt35", "gpt4"}
+    assert min(weights["claude"], weights["gpt4"]) > 0.2 > 0.18 > max(weights["bard"], weights["vicuna-13b"])
+    held = found.held_out.set_index("figure")
+    # the judges agree more with one another than people do, and are made to disagree as much as people
+    two = held.loc["two votes agree (%)"]
+    assert abs(two["after"] - two["humans"]) < 3 < two["before"] - two["humans"]
+    assert held.loc[c.LOG_LOSS, "change_high"] < 0
+    assert set(found.parameters["parameter"]) == {*(f"weight of {name}" for name in members.names), "flip"}
+
+
+def test_measuring_members_on_real_votes(shared_data, tmp_path):
+    # members that measure form alone, so that no model has to be read
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    (folder / "scales.toml").write_text((data_dir("annotator_pools") / "embedded" / "scales.toml").read_text())
+    members = {"long": ("length", 1.0), "short": ("length", -1.0), "rich": ("new_words", 1.0)}
+    text = ['name = "form"', 'description = "Form alone."']
+    for name, (feature, weight) in members.items():
+        text += ["[[members]]", 'kind = "embedded"', f'name = "{name}"', f"weights = {{ {feature} = {weight} }}"]
+    (folder / "pool.toml").write_text("\n".join(text))
+    human = votes(shared_data, "pandalm")[2].drop(columns=["item_id", "subset"])
+    found = calibrate_pool(folder, human, bootstrap=10)
+    weights = dict(zip(members, found.fit.weights, strict=True))
+    assert weights["rich"] > 0.4 > weights["short"]
+    held = found.fit.held_out.set_index("figure")
+    assert held.loc["agrees with a person (%)", "change_low"] > 0
+    assert held.loc[c.LOG_LOSS, "change_high"] < 0
+    assert found.fit.n_votes == 2100
+    assert str(found.data_hash) in found.config.description

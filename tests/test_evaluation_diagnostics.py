@@ -185,7 +185,12 @@ def test_planted_annotators_are_recovered():
     tastes = found.tastes.set_index("annotator")
     assert (tastes.loc[["a0", "a1", "a2"], "position_effect_low"] > 0).all()
     assert (tastes.loc[["a1", "a2"], "longer_excess_low"] > 0).all()
-    assert len(found.pairs) == 3
+    # three pairs, and each of the three with two judges that read nothing
+    assert len(found.pairs) == 9
+    assert tastes.loc["(longest)", "prefers_longer"] == 100
+    assert tastes.loc["(random)", ["prefers_longer", "prefers_longer_low"]].tolist() == [50, 50]
+    errors = found.pairs.set_index(["annotator_a", "annotator_b"])["error_correlation"]
+    assert errors["a1", "(longest)"] > errors["a0", "(longest)"]
 
 
 def test_errors_that_go_together_are_found():
@@ -233,7 +238,7 @@ def test_sparse_tables_give_empty_cells_not_errors():
     one_vote = human[human["annotator"] == "h0"].drop(columns="annotator")
     found = diagnose(labels.drop(columns=["annotator", "order"]).drop_duplicates("instruction"), one_vote, **QUICK)
     assert np.isnan(found.agreement.set_index("annotator").loc[HUMANS, "agreement"])
-    assert found.pairs.empty
+    assert set(found.pairs["annotator_b"]) == {"(longest)", "(first)"}
 
 
 def test_bad_tables_are_refused():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import numpy as np
 import pandas as pd
 
 from simfarm.cli.show import interval, machine_readable, number, output_options, print_notes, print_table
+from simfarm.evaluation.calibration import HELD_OUT, LOG_LOSS
 from simfarm.tables import LABEL_COLUMNS, read_table
 
 
@@ -67,14 +69,13 @@ def calibrate(
     click.echo(path)
     click.echo(f"Fitted to {fit.n_votes} human votes on {fit.n_items} pairs (sha256 {found.data_hash[:16]}…).")
     held = fit.held_out
+    loss = held["figure"] == LOG_LOSS
+    # shown in hundredths, to stand in one column with percentages
+    shown = held.set_index("figure").mul(np.where(loss, 100.0, 1.0), axis=0).reset_index()
+    shown["figure"] = held["figure"].where(~loss, "log loss (.01 nats)")
     print_table(
         f"On pairs the fit had not seen ({100 * confidence:g}% intervals, clustered by instruction)",
-        {
-            "figure": held["figure"],
-            "humans": _column(held, "humans"),
-            "before": _column(held, "before"),
-            "after": _column(held, "after"),
-        },
+        {"figure": shown["figure"], **{name: interval(shown, name) for name in HELD_OUT}},
     )
     table = fit.parameters
     print_table(
@@ -95,10 +96,3 @@ def calibrate(
             f"annotate with --flip {fit.flip:.2f} to match"
         )
     print_notes(notes)
-
-
-def _column(table: pd.DataFrame, name: str) -> list[str]:
-    return [
-        interval(table.iloc[[i]], name, 3 if "nats" in str(figure) else 1)[0]
-        for i, figure in enumerate(table["figure"])
-    ]

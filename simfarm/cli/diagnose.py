@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from simfarm.cli.show import interval, machine_readable, number, output_options, p_value, print_notes, print_table
+from simfarm.cli.show import interval, machine_readable, output_options, p_value, print_notes, print_table
 from simfarm.errors import ConfigError
 from simfarm.evaluation.diagnostics import diagnose as run
 from simfarm.tables import read_table
@@ -62,24 +62,30 @@ def diagnose(
 def _print(tables: dict[str, pd.DataFrame]) -> None:
     table = tables["agreement"]
     print_table(
-        "Agreement with people ((humans): with one another, the ceiling; null baselines below)",
+        "Agreement with people ((humans): with one another, the ceiling; then judges that read nothing)",
         {
             "annotator": table["annotator"],
             "with a vote": interval(table, "agreement"),
             "without ties": interval(table, "agreement_no_ties"),
             "with majority": interval(table, "majority_agreement"),
-            "nulls": [number(v) for v in table["null_rate"]],
+            "nulls": interval(table, "null_rate"),
         },
     )
     print_table(
-        "Chance-corrected, and as AlpacaEval scores (a tie counts half)",
+        "Chance-corrected agreement with the majority; reliability by each other alone (Dawid-Skene)",
         {
             "annotator": table["annotator"],
-            "kappa": interval(table, "kappa", 2),
-            "AlpacaEval": interval(table, "alpacaeval_agreement"),
-            "bias": [number(v) for v in table["bias"]],
-            "variance": [number(v) for v in table["variance"]],
+            "Cohen's kappa": interval(table, "kappa", 2),
             "reliability": interval(table, "reliability"),
+        },
+    )
+    print_table(
+        "As AlpacaEval scores: a tie counts half; bias and variance need several verdicts on a pair",
+        {
+            "annotator": table["annotator"],
+            "agreement": interval(table, "alpacaeval_agreement"),
+            "bias": interval(table, "bias"),
+            "variance": interval(table, "variance"),
         },
     )
     taste = tables["tastes"]
@@ -91,7 +97,6 @@ def _print(tables: dict[str, pd.DataFrame]) -> None:
             "effect": interval(taste, "position_effect"),
             "p": [p_value(v) for v in taste["position_p"]],
             "consistent": interval(taste, "consistency"),
-            "ties": [number(v) for v in taste["tie_rate"]],
         },
     )
     print_table(
@@ -101,9 +106,10 @@ def _print(tables: dict[str, pd.DataFrame]) -> None:
             "longer": interval(taste, "prefers_longer"),
             "excess": interval(taste, "longer_excess"),
             "list": interval(taste, "prefers_list"),
-            "list excess": [number(v) for v in taste["list_excess"]],
+            "list excess": interval(taste, "list_excess"),
         },
     )
+    print_table("Ties", {"annotator": taste["annotator"], "share": interval(taste, "tie_rate")})
     if len(tables["self_preference"]):
         own = tables["self_preference"]
         print_table(

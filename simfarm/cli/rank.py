@@ -53,7 +53,7 @@ def rank(
     tables: dict[str, pd.DataFrame] = {}
     if style:
         names = cast("list[Covariate]", [c.strip() for c in style.split(",") if c.strip()])
-        fitted, effects = style_controlled(table, names)
+        fitted, effects = style_controlled(table, names, confidence=confidence)
         draws = 0
     else:
         fitted, effects = fit(data), None

@@ -102,13 +102,16 @@ def _per_cluster(values: Floats, clusters: Ints) -> Floats:
     return np.column_stack([np.bincount(clusters, column, groups) for column in values.reshape(len(values), -1).T])
 
 
-def cohen_kappa(table: Floats, clusters: Ints, *, draws_wanted: int = 1000, seed: int = 0) -> Estimate:
+def cohen_kappa(
+    table: Floats, clusters: Ints, *, draws_wanted: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
     """Cohen's kappa (1960) of two raters.
 
     Args:
         table: (rows, C, C) votes of the first rater by class times those of the second; one-hot outer products.
         clusters: (rows,) instruction of each row.
         draws_wanted: Of the clustered bootstrap.
+        confidence: Of its interval.
         seed: Of the bootstrap.
 
     Raises:
@@ -123,7 +126,9 @@ def cohen_kappa(table: Floats, clusters: Ints, *, draws_wanted: int = 1000, seed
         p = p / np.maximum(p.sum((1, 2), keepdims=True), 1e-300)
         return _coefficient(np.trace(p, axis1=1, axis2=2), np.einsum("bc,bc->b", p.sum(2), p.sum(1)))
 
-    return bootstrap_interval(_per_cluster(table, clusters), kappa, draws_wanted=draws_wanted, seed=seed)
+    return bootstrap_interval(
+        _per_cluster(table, clusters), kappa, draws_wanted=draws_wanted, confidence=confidence, seed=seed
+    )
 
 
 def _coefficient(seen: Floats, expected: Floats) -> Floats:
@@ -131,7 +136,9 @@ def _coefficient(seen: Floats, expected: Floats) -> Floats:
     return np.asarray(np.divide(seen - expected, room, out=np.full_like(seen, np.nan), where=room > 1e-12), float)
 
 
-def fleiss_kappa(counts: Floats, clusters: Ints, *, draws_wanted: int = 1000, seed: int = 0) -> Estimate:
+def fleiss_kappa(
+    counts: Floats, clusters: Ints, *, draws_wanted: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
     """Fleiss' kappa (1971) over items with two votes or more; the number of votes may vary.
 
     Raises:
@@ -149,7 +156,7 @@ def fleiss_kappa(counts: Floats, clusters: Ints, *, draws_wanted: int = 1000, se
         return _coefficient(totals[:, 0] / np.maximum(totals[:, 1], 1e-300), (p**2).sum(1))
 
     sums = _per_cluster(np.column_stack([agree, np.ones(len(n)), n]), np.unique(clusters, return_inverse=True)[1])
-    return bootstrap_interval(sums, kappa, draws_wanted=draws_wanted, seed=seed)
+    return bootstrap_interval(sums, kappa, draws_wanted=draws_wanted, confidence=confidence, seed=seed)
 
 
 def krippendorff_alpha(
@@ -158,6 +165,7 @@ def krippendorff_alpha(
     *,
     metric: Literal["nominal", "interval"] = "nominal",
     draws_wanted: int = 1000,
+    confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
     """Krippendorff's alpha (1980): 1 - observed disagreement / expected, any number of votes per item.
@@ -167,6 +175,7 @@ def krippendorff_alpha(
         clusters: (items,) instruction of each item.
         metric: "nominal" counts unequal votes; "interval" squares the distance of preferences 1, 1.5, 2.
         draws_wanted: Of the clustered bootstrap.
+        confidence: Of its interval.
         seed: Of the bootstrap.
 
     Raises:
@@ -191,5 +200,9 @@ def krippendorff_alpha(
 
     groups = np.unique(clusters[several], return_inverse=True)[1]
     return bootstrap_interval(
-        _per_cluster(np.column_stack([disagree, n]), groups), alpha, draws_wanted=draws_wanted, seed=seed
+        _per_cluster(np.column_stack([disagree, n]), groups),
+        alpha,
+        draws_wanted=draws_wanted,
+        confidence=confidence,
+        seed=seed,
     )

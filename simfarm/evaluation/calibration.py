@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit, softmax
 
+from simfarm import draws
 from simfarm.errors import ConfigError, DataError
 from simfarm.evaluation.clustering import bootstrap_counts, clustered_ratio, codes
 
@@ -39,6 +40,8 @@ SAME_WEIGHTS = 20.0
 SURE = 0.995
 """Probabilities are held between 1 - SURE and SURE, so that a temperature can soften a sure verdict."""
 FEW = 200
+LOG_LOSS = "log loss (nats)"
+HELD_OUT = ("humans", "before", "after", "change")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class Calibration:
     n_votes: int
     n_items: int
     held_out: pd.DataFrame
-    """figure, humans, before, after (interval of each), on pairs the fit had not seen."""
+    """figure, humans, before, after, change (paired; interval of each), on pairs the fit had not seen."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -243,7 +246,7 @@ def _information(theta: Floats, votes: Votes, members: Members) -> Floats:
 def _held_out(votes: Votes, members: Members, folds: int, confidence: float, seed: int) -> pd.DataFrame:
     groups = int(votes.cluster.max()) + 1
     folds = min(folds, groups)
-    fold = np.random.default_rng(seed).permutation(groups)[votes.cluster] % folds
+    fold = np.random.default_rng(draws.seed_for(seed, "folds")).permutation(groups)[votes.cluster] % folds
     centre, _ = _prior(len(members.weight))
     before, after = np.empty(len(votes.score)), np.empty(len(votes.score))
     untouched = centre.copy()
@@ -255,26 +258,26 @@ def _held_out(votes: Votes, members: Members, folds: int, confidence: float, see
         after[fold == f] = probabilities(theta, test, members)
     rows = []
     for figure, columns in (
-        ("agreement with a human vote (%)", _agreement(votes, before, after)),
-        ("agreement of two votes (%)", _concord(votes, before, after)),
+        ("agrees with a person (%)", _agreement(votes, before, after)),
+        ("two votes agree (%)", _concord(votes, before, after)),
         ("prefers the longer (%)", _taste(votes.longer, votes, before, after)),
-        ("prefers the first shown (%)", _taste(votes.order, votes, before, after)),
+        ("prefers the first (%)", _taste(votes.order, votes, before, after)),
+        (LOG_LOSS, _losses(votes, before, after)),
     ):
         row: dict[str, object] = {"figure": figure}
-        for name, (numerator, denominator, clusters) in zip(("humans", "before", "after"), columns, strict=True):
+        share = figure != LOG_LOSS
+        unit = 100 if share else 1
+        (first, asked, clusters), (second, _, _) = columns[1:]
+        change = (second - first, asked, clusters)
+        for name, (numerator, denominator, clusters) in zip(HELD_OUT, [*columns, change], strict=True):
             if not (denominator > 0).any():
                 row |= {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
                 continue
-            e = clustered_ratio(numerator, denominator, codes(clusters), confidence=confidence, share=True).scaled(100)
-            row |= {name: e.value, f"{name}_low": e.ci_low, f"{name}_high": e.ci_high}
+            bounded = share and name != "change"
+            e = clustered_ratio(numerator, denominator, codes(clusters), confidence=confidence, share=bounded)
+            row |= {name: unit * e.value, f"{name}_low": unit * e.ci_low, f"{name}_high": unit * e.ci_high}
         rows.append(row)
-    row = {"figure": "log loss of a human vote (nats)", "humans": np.nan, "humans_low": np.nan, "humans_high": np.nan}
-    for name, p in (("before", before), ("after", after)):
-        p = np.clip(p, 1e-9, 1 - 1e-9)
-        loss = -(votes.score * np.log(p) + (1 - votes.score) * np.log1p(-p))
-        e = clustered_ratio(loss, np.ones(len(loss)), codes(votes.cluster), confidence=confidence)
-        row |= {name: e.value, f"{name}_low": e.ci_low, f"{name}_high": e.ci_high}
-    return pd.DataFrame([*rows, row])
+    return pd.DataFrame(rows)
 
 
 Column = tuple[Floats, Floats, Ints]
@@ -287,6 +290,16 @@ def _agreement(votes: Votes, before: Floats, after: Floats) -> list[Column]:
     human = 1 - np.abs(y[pairs[0]] - y[pairs[1]])
     columns = [(human, np.ones(len(human)), votes.cluster[pairs[0]])]
     return columns + [(p * y + (1 - p) * (1 - y), ones, votes.cluster) for p in (before, after)]
+
+
+def _losses(votes: Votes, before: Floats, after: Floats) -> list[Column]:
+    nothing = np.zeros(len(votes.score))
+    columns = [(nothing, nothing, votes.cluster)]
+    for p in (before, after):
+        q = np.clip(p, 1e-9, 1 - 1e-9)
+        loss = -(votes.score * np.log(q) + (1 - votes.score) * np.log1p(-q))
+        columns.append((loss, nothing + 1, votes.cluster))
+    return columns
 
 
 def _concord(votes: Votes, before: Floats, after: Floats) -> list[Column]:

@@ -25,6 +25,8 @@ Coefficient = Literal["spearman", "kendall", "pearson"]
 COEFFICIENTS: tuple[Coefficient, ...] = ("spearman", "kendall", "pearson")
 EXACT_UP_TO = 9
 BLOCK = 20_000
+PRIOR = 0.1
+"""Strength of the prior of the true scores' covariance, which knows no correlation: at 1 it pulls those near 1 down."""
 
 
 def features(values: Floats, coefficient: Coefficient) -> Floats:
@@ -123,7 +125,7 @@ def true_scores(
     """Draw the methods' true scores on both sides, given the measured ones and their standard errors.
 
     Model: measured = true + N(0, se^2); true scores of a method on the two sides ~ N(mu, Sigma), bivariate;
-    Sigma ~ inverse Wishart(3, diag(moment estimates)), flat mu. Gibbs sampling. Adding noise to the measured scores,
+    Sigma ~ inverse Wishart(3, PRIOR diag(moment estimates)), flat mu. Gibbs sampling. Adding noise to measured scores,
     as a bootstrap of each side does, would count the noise twice and pull the correlation of noisy scores to zero.
 
     Args:
@@ -142,9 +144,9 @@ def true_scores(
     x, noise = (scores - scores.mean(0)) / unit, np.zeros((n, 2, 2))
     noise[:, [0, 1], [0, 1]] = (standard_errors / unit) ** 2
     tau = np.maximum(1 - noise.mean(0)[[0, 1], [0, 1]], 0.1)
-    scale, mu = np.diag(tau), np.zeros(2)
+    scale, mu = PRIOR * np.diag(tau), np.zeros(2)
     r = 0.9 * float(np.corrcoef(x.T)[0, 1]) * float(np.sqrt(tau.prod()))
-    sigma = scale + np.array([[0.0, r], [r, 0.0]])
+    sigma = np.diag(tau) + np.array([[0.0, r], [r, 0.0]])
     kept = np.empty((draws_wanted, n, 2))
     for draw in range(-warm_up, draws_wanted):
         gain = sigma @ np.linalg.inv(sigma + noise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from simfarm.evaluation.tastes import (
 )
 
 POOL, POOL_MAJORITY, HUMANS = "(pool: a member)", "(pool: majority)", "(humans)"
-BASELINES = ("(longest)", "(first)", "(random)")
+NULL_JUDGES = ("(longest)", "(first)", "(random)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ class Diagnosis:
     """What `diagnose` finds. Shares and differences are in percent; each has `_low` and `_high`, its interval."""
 
     agreement: pd.DataFrame
-    """Per annotator, for the pool, the humans and null baselines: annotator, n_labels, n_null, null_rate; agreement
+    """Per annotator, for the pool, the humans and null judges: annotator, n_labels, n_null, null_rate; agreement
     with a human vote, also without ties and with the majority of the humans; kappa with that majority; AlpacaEval's
     agreement, bias and variance; reliability (Dawid–Skene, without the humans)."""
     tastes: pd.DataFrame
-    """Per annotator: tie_rate, prefers_first, position_effect (+p), consistency over orders, prefers_longer and by how
-    much more than humans (longer_excess), prefers_list, list_excess."""
+    """Per annotator, for the humans and null judges: tie_rate, prefers_first, position_effect (+p), consistency over
+    orders, prefers_longer and by how much more than humans (longer_excess), prefers_list, list_excess."""
     self_preference: pd.DataFrame
     """Per annotator that is also a generator: generator, excess over humans in preferring it."""
     pairs: pd.DataFrame
-    """Per pair of annotators: agreement with one another, kappa, and correlation of their errors against the majority
-    of the humans, with p-value adjusted by Holm."""
+    """Per pair of annotators, and of an annotator and a null judge: agreement with one another, kappa, and correlation
+    of their errors against the majority of the humans, with p-value adjusted by Holm."""
     coefficients: pd.DataFrame
     """For the humans and for the annotators among themselves: Fleiss' kappa, Krippendorff's alpha (nominal, interval),
     share of equal pairs of votes."""
@@ -94,13 +94,14 @@ def diagnose(
     voters = {name: data.labels[data.labels["annotator"].astype(str) == name] for name in names}
     counts = {name: data.counts(rows) for name, rows in voters.items()}
     human_counts = data.counts(data.human)
+    nulls = _null_judges(data)
     if not human_counts.sum() or not any(c.sum() for c in counts.values()):
         raise DataError("No item has a verdict on both sides: all preferences of one table are missing.")
     return Diagnosis(
-        agreement=_agreement_table(data, voters, counts, human_counts, confidence, bootstrap, seed),
-        tastes=_taste_table(data, voters, confidence),
+        agreement=_agreement_table(data, voters, counts, nulls, confidence, bootstrap, seed),
+        tastes=_taste_table(data, {**voters, HUMANS: data.human, **nulls}, confidence),
         self_preference=_self_table(data, voters, dict(selves or {}), confidence),
-        pairs=_pair_table(data, counts, human_counts, bootstrap, seed),
+        pairs=_pair_table(data, counts, nulls, confidence, bootstrap, seed),
         coefficients=_coefficient_table(data, counts, human_counts, confidence, bootstrap, seed),
         n_items=len(data.items),
         n_instructions=int(data.clusters.max()) + 1,
@@ -126,28 +127,25 @@ def _agreement_table(
     data: Aligned,
     voters: dict[str, pd.DataFrame],
     counts: dict[str, Floats],
-    human: Floats,
+    nulls: dict[str, pd.DataFrame],
     confidence: float,
     bootstrap: int,
     seed: int,
 ) -> pd.DataFrame:
-    clusters, gap = data.clusters, item_style(data.items)[0]
+    clusters, human = data.clusters, data.counts(data.human)
     pooled = np.sum(list(counts.values()), axis=0)
-    baselines = {
-        BASELINES[0]: np.eye(3)[(np.sign(gap) + 1).astype(np.int64)],
-        BASELINES[1]: np.eye(3)[_first_named(data)],
-        # a coin's verdict is either side with equal weight: its expectation needs no draws
-        BASELINES[2]: np.tile([0.5, 0.0, 0.5], (len(human), 1)),
-    }
     pool = {POOL: pooled, POOL_MAJORITY: majority(pooled)} if len(counts) > 1 else {}
     reliability = _reliability(counts, clusters, confidence, bootstrap, seed)
     rows = []
-    for name, votes in {**counts, **pool, HUMANS: human, **baselines}.items():
-        table = voters.get(name, {POOL: data.labels, HUMANS: data.human}.get(name))
-        n_null = 0 if table is None else int(table["vote"].isna().sum())
-        n_labels = int(votes.sum())
-        row: dict[str, object] = {"annotator": name, "n_labels": n_labels, "n_null": n_null}
-        row["null_rate"] = 100 * n_null / max(n_labels + n_null, 1)
+    sources = {**voters, POOL: data.labels, HUMANS: data.human}
+    shown = {**counts, **pool, HUMANS: human, **{name: data.counts(rows) for name, rows in nulls.items()}}
+    for name, votes in shown.items():
+        row: dict[str, object] = {"annotator": name, "n_labels": int(votes.sum()), "n_null": 0}
+        if name in sources:
+            missing = sources[name]["vote"].isna().to_numpy(float)
+            row["n_null"] = int(missing.sum())
+            which = codes(sources[name]["cluster"])
+            row |= _columns("null_rate", _percent(clustered_mean, missing, which, confidence=confidence, share=True))
         others = votes if name == HUMANS else human
         options = {"confidence": confidence}
         row |= _columns("agreement", _percent(agreement, votes, others, clusters, **options))
@@ -159,9 +157,9 @@ def _agreement_table(
             row |= _columns("majority_agreement", _percent(agreement, votes, most, clusters, **options))
             row |= _columns("alpacaeval_agreement", _percent(alpacaeval_agreement, votes, human, clusters, **options))
             outer = votes[:, :, None] * most[:, None, :]
-            kappa = {"draws_wanted": bootstrap, "seed": seed}
+            kappa = {"draws_wanted": bootstrap, "confidence": confidence, "seed": seed}
             row |= _columns("kappa", _or_nothing(cohen_kappa, outer, clusters, **kappa))
-        if name not in BASELINES:
+        if name not in NULL_JUDGES:
             row |= _columns("variance", _percent(alpacaeval_variance, votes, clusters, **options))
             if name != HUMANS:
                 row |= _columns("bias", _percent(alpacaeval_bias, votes, human, clusters, **options))
@@ -182,22 +180,34 @@ def _reliability(
     return {name: Estimate(value, np.nan, low, high).scaled(100) for name, value, low, high in bounds}
 
 
-def _first_named(data: Aligned) -> Ints:
-    """Return, per item, the class of the output that the human table calls output_1."""
-    swapped = data.human.drop_duplicates("item").set_index("item")["swapped"]
-    return np.where(swapped.reindex(range(len(data.items))).to_numpy(bool), 2, 0).astype(np.int64)
+def _null_judges(data: Aligned) -> dict[str, pd.DataFrame]:
+    """Return the labels of judges that read nothing: the longer output, what the human table calls output_1, a coin."""
+    n = len(data.items)
+    swapped = data.human.drop_duplicates("item").set_index("item")["swapped"].reindex(range(n)).to_numpy(bool)
+    item = np.arange(n)
+    # a coin's verdict is either side with equal weight: a vote for each gives its expectation without draws
+    votes = {
+        NULL_JUDGES[0]: (item, 1.5 + np.sign(item_style(data.items)[0]) / 2),
+        NULL_JUDGES[1]: (item, 1.0 + swapped),
+        NULL_JUDGES[2]: (np.repeat(item, 2), np.tile([1.0, 2.0], n)),
+    }
+    return {
+        name: pd.DataFrame({"item": which, "preference": vote, "vote": vote, "cluster": data.clusters[which]})
+        for name, (which, vote) in votes.items()
+    }
 
 
 def _taste_table(data: Aligned, voters: dict[str, pd.DataFrame], confidence: float) -> pd.DataFrame:
     gap, lists = item_style(data.items)
     gap = np.where(np.abs(gap) > LENGTH_GAP, gap, 0.0)
     rows = []
-    for name, table in {**voters, HUMANS: data.human}.items():
+    for name, table in voters.items():
         known = table[table["vote"].notna()]
         tie = (known["vote"] == 1.5).to_numpy(float)
         effect, p = position_effect(table, confidence=confidence)
         row: dict[str, object] = {"annotator": name}
-        row |= _columns("tie_rate", _percent(clustered_mean, tie, codes(known["cluster"]), share=True))
+        options: dict[str, Any] = {"confidence": confidence, "share": True}
+        row |= _columns("tie_rate", _percent(clustered_mean, tie, codes(known["cluster"]), **options))
         row |= _columns("prefers_first", prefers_first(table, confidence=confidence))
         row |= _columns("position_effect", effect) | {"position_p": p}
         row |= _columns("consistency", order_consistency(table, confidence=confidence))
@@ -232,19 +242,29 @@ def _self_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _pair_table(data: Aligned, counts: dict[str, Floats], human: Floats, bootstrap: int, seed: int) -> pd.DataFrame:
-    clusters, truth = data.clusters, majority(human)
+def _pair_table(
+    data: Aligned,
+    counts: dict[str, Floats],
+    nulls: dict[str, pd.DataFrame],
+    confidence: float,
+    bootstrap: int,
+    seed: int,
+) -> pd.DataFrame:
+    clusters, truth = data.clusters, majority(data.counts(data.human))
     # a human tie leaves open which side is the error
     sure = (truth[:, 0] + truth[:, 2]) > 0
     rows = []
-    for a, b in combinations(counts, 2):
-        one, two = counts[a], counts[b]
+    # a coin errs with nobody
+    fixed = {name: data.counts(nulls[name]) for name in NULL_JUDGES[:2]}
+    every = {**counts, **fixed}
+    for a, b in [*combinations(counts, 2), *product(counts, fixed)]:
+        one, two = every[a], every[b]
         n_one, n_two = one.sum(1), two.sum(1)
         both = (n_one > 0) & (n_two > 0)
         outer = one[:, :, None] * two[:, None, :]
         row: dict[str, object] = {"annotator_a": a, "annotator_b": b, "n_items": int(both.sum())}
-        row |= _columns("agreement", _percent(agreement, one, two, clusters))
-        kappa = {"draws_wanted": bootstrap, "seed": seed}
+        row |= _columns("agreement", _percent(agreement, one, two, clusters, confidence=confidence))
+        kappa = {"draws_wanted": bootstrap, "confidence": confidence, "seed": seed}
         row |= _columns("kappa", _or_nothing(cohen_kappa, outer, clusters, **kappa))
         kept = both & sure
         found, p = NOTHING, 1.0
@@ -252,7 +272,7 @@ def _pair_table(data: Aligned, counts: dict[str, Floats], human: Floats, bootstr
             errors = [1 - (c[kept] * truth[kept]).sum(1) / n[kept] for c, n in ((one, n_one), (two, n_two))]
             centred = [(e - e.mean()) / e.std() if e.std() > 0 else np.zeros(len(e)) for e in errors]
             groups = codes(clusters[kept])
-            found = clustered_mean(centred[0] * centred[1], groups)
+            found = clustered_mean(centred[0] * centred[1], groups, confidence=confidence)
             if found.standard_error > 0:
                 p = float(2 * stats.t.sf(abs(found.value) / found.standard_error, max(int(groups.max()), 1)))
         rows.append({**row, **_columns("error_correlation", found), "p": p})
@@ -264,7 +284,7 @@ def _pair_table(data: Aligned, counts: dict[str, Floats], human: Floats, bootstr
 def _coefficient_table(
     data: Aligned, counts: dict[str, Floats], human: Floats, confidence: float, bootstrap: int, seed: int
 ) -> pd.DataFrame:
-    options = {"draws_wanted": bootstrap, "seed": seed}
+    options = {"draws_wanted": bootstrap, "confidence": confidence, "seed": seed}
     rows = []
     for who, votes in (("humans", human), ("annotators", np.sum(list(counts.values()), axis=0))):
         row: dict[str, object] = {"who": who, "n_items_with_two": int((votes.sum(1) > 1).sum())}

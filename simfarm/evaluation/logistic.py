@@ -13,8 +13,6 @@ from simfarm.errors import DataError
 
 Floats = NDArray[np.float64]
 LONG_STEP = 0.5
-SHORT_STEP = 1e-4
-"""Newton's method squares its error, so that after so short a step nothing is left to gain."""
 LARGEST = 30.0
 """Log-odds beyond which a coefficient is taken to be infinite: the data are separable."""
 
@@ -32,6 +30,7 @@ def fit_logistic(
     lasso: Floats | float = 0.0,
     ridge: float = 0.0,
     start: Floats | None = None,
+    tolerance: float = 1e-5,
 ) -> Floats:
     """Maximise sum_i w_ib [y_i log p_i + (1-y_i) log(1-p_i)] - lasso_b |beta|_1 - ridge |beta|^2 / 2 for every b.
 
@@ -45,6 +44,7 @@ def fit_logistic(
         lasso: (fits,) or one number.
         ridge: Keeps separable data finite.
         start: (fits, k) or (k,) where to start.
+        tolerance: A fit ends with a step below this; as Newton's method squares its error, that is about its root.
 
     Returns:
         (fits, k) coefficients.
@@ -93,7 +93,7 @@ def fit_logistic(
                 "The logistic fit diverges: wins and losses are separated perfectly, so that a coefficient is "
                 "infinite. More verdicts, or fewer covariates, are needed."
             )
-        todo = todo[np.abs(step).max(1) > SHORT_STEP * (1 + np.abs(b).max(1))]
+        todo = todo[np.abs(step).max(1) > tolerance * (1 + np.abs(b).max(1))]
         if not len(todo):
             break
     return beta

@@ -23,13 +23,17 @@ from simfarm.evaluation.style import Covariate, style_differences
 
 
 def style_controlled(
-    labels: pd.DataFrame, covariates: Sequence[Covariate] = ("length", "lists", "headers", "bold")
+    labels: pd.DataFrame,
+    covariates: Sequence[Covariate] = ("length", "lists", "headers", "bold"),
+    *,
+    confidence: float = 0.95,
 ) -> tuple[Fit, pd.DataFrame]:
     """Fit ratings and the effects of style together.
 
     Args:
         labels: With generator_1 and generator_2.
         covariates: What to hold equal.
+        confidence: Of the effects' intervals.
 
     Returns:
         The fit of the ratings at equal style, and the effects: covariate, effect (log-odds per standard deviation of
@@ -76,7 +80,7 @@ def style_controlled(
     bread = np.linalg.inv(hessian)
     covariance = groups / (groups - 1) * bread @ (scores.T @ scores) @ bread
     theta = parameters[:k] - parameters[:k].mean()
-    se, t = np.sqrt(np.diag(covariance)[k:]), critical_value(groups)
+    se, t = np.sqrt(np.diag(covariance)[k:]), critical_value(groups, confidence)
     effect = parameters[k:]
     effects = pd.DataFrame({"covariate": list(covariates), "effect": effect, "standard_error": se})
     effects["ci_low"], effects["ci_high"] = effect - t * se, effect + t * se

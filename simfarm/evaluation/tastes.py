@@ -71,7 +71,9 @@ def position_effect(rows: pd.DataFrame, *, confidence: float = 0.95) -> tuple[Es
     se = float(np.sqrt(cluster_variance(residual, clusters)))
     t = critical_value(groups, confidence)
     if se == 0:
-        return Estimate(effect, 0.0, effect, effect, "all verdicts are equal").scaled(100), 1.0 if effect == 0 else 0.0
+        # without spread the sign test is what is left
+        p = 1.0 if effect == 0 else float(2.0 ** (1 - groups))
+        return Estimate(effect, 0.0, effect, effect, "every instruction shows the same effect").scaled(100), p
     p = float(2 * stats.t.sf(abs(effect) / se, groups - 1))
     return Estimate(effect, se, effect - t * se, effect + t * se).scaled(100), p
 

@@ -91,16 +91,16 @@ def best_of_n_curve(
         DataError: The shapes differ, a value is infinite, or fewer than two instructions have all their scores.
         ConfigError: An n is not between 1 and N.
     """
-    proxy, gold = np.asarray(proxy, float), np.asarray(gold, float)
-    if proxy.ndim != 2 or proxy.shape != gold.shape:
-        raise DataError(f"proxy is {proxy.shape} and gold {gold.shape}; both must be (instructions, samples).")
-    given, samples = proxy.shape
-    for name, values in (("proxy", proxy), ("gold", gold)):
+    proxies, golds = np.asarray(proxy, float), np.asarray(gold, float)
+    if proxies.ndim != 2 or proxies.shape != golds.shape:
+        raise DataError(f"proxy is {proxies.shape} and gold {golds.shape}; both must be (instructions, samples).")
+    given, samples = proxies.shape
+    for name, values in (("proxy", proxies), ("gold", golds)):
         if np.isinf(values).any():
             row, column = np.argwhere(np.isinf(values))[0]
             raise DataError(f"{name}[{row}, {column}] is {values[row, column]}; a reward is a finite number.")
-    complete = ~(np.isnan(proxy) | np.isnan(gold)).any(axis=1)
-    proxy, gold, instructions = proxy[complete], gold[complete], int(complete.sum())
+    complete = ~(np.isnan(proxies) | np.isnan(golds)).any(axis=1)
+    proxies, golds, instructions = proxies[complete], golds[complete], int(complete.sum())
     if instructions < 2:
         raise DataError(
             f"{instructions} of {given} instructions have a proxy and a gold score for every sample; intervals are over "
@@ -113,7 +113,7 @@ def best_of_n_curve(
         raise ConfigError(f"n must lie between 1 and the {samples} samples per instruction; got {chosen[:10]}.")
     t = float(stats.t.ppf((1 + confidence) / 2, instructions - 1))
     table = pd.DataFrame({"n": chosen, "kl": kl_best_of_n(chosen)})
-    for name, values in zip(("proxy", "gold"), best_of_n_values(proxy, gold, chosen), strict=True):
+    for name, values in zip(("proxy", "gold"), best_of_n_values(proxies, golds, chosen), strict=True):
         mean, se = values.mean(0), values.std(0, ddof=1) / np.sqrt(instructions)
         table[name], table[f"{name}_se"] = mean, se
         table[f"{name}_ci_low"], table[f"{name}_ci_high"] = mean - t * se, mean + t * se
