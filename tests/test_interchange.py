@@ -214,20 +214,28 @@ def test_the_verb_pairs_outputs_and_writes_formats(tmp_path: Path) -> None:
 def test_the_scorer_for_inspect_ai(tmp_path: Path) -> None:
     inspect_ai = pytest.importorskip("inspect_ai")
     from inspect_ai.dataset import Sample
-    from inspect_ai.model import ModelOutput, get_model
+    from inspect_ai.model import ModelOutput
+    from inspect_ai.solver import Generate, TaskState, solver
 
     from simfarm.inspect_scorer import pool_scorer
 
     said = ["red is red", "nothing"]
-    model = get_model(
-        "mockllm/model", custom_outputs=[ModelOutput.from_content("mockllm/model", text) for text in said]
-    )
+
+    @solver
+    def answer():
+        async def solve(state: TaskState, generate: Generate) -> TaskState:
+            state.output = ModelOutput.from_content("mockllm/model", said[int(state.sample_id)])
+            return state
+
+        return solve
+
     task = inspect_ai.Task(
         dataset=[Sample(id=i, input="red or blue", target="red") for i in range(2)],
+        solver=answer(),
         scorer=pool_scorer("fake-biased", assign="all"),
     )
-    (log,) = inspect_ai.eval(task, model=model, log_dir=str(tmp_path), display="none", max_samples=1)
-    assert log.status == "success"
+    (log,) = inspect_ai.eval(task, model="mockllm/model", log_dir=str(tmp_path), display="none", max_samples=1)
+    assert log.status == "success", log.error
     assert log.samples is not None
     values = [sample.scores["pool_scorer"].value for sample in log.samples if sample.scores]
     assert values[0] > values[1]

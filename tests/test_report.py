@@ -20,7 +20,7 @@ from simfarm.report.contents import differences, methods
 from simfarm.report.data import RunData
 from simfarm.report.examples import BUDGET, LONGEST, examples, script_json, thin
 from simfarm.report.html import fill, write_report
-from simfarm.report.measures import annotator_shares, held_out_accuracy, kl_of, optimum
+from simfarm.report.measures import annotator_shares, disagreements, held_out_accuracy, kl_of, optimum
 from simfarm.report.tabulate import Column, Table, latex_text, to_html, to_latex, to_markdown
 from simfarm.report.terminal import print_results
 
@@ -31,6 +31,9 @@ HOSTILE = [
     "line\u2028separator\u2029, right-to-left \u202eevil\u202c עברית, nul \x00, emoji \U0001f980",
     "$\\frac{a}{b}$ | *bold* ~ `code` \\section{x} %",
 ]
+FIGURES = (
+    "win_rates", "humans", "best_of_n", "reward_model", "training_ppo", "training_losses", "annotators", "disagreement"
+)  # fmt: skip
 NAME = "<img src=x onerror=alert(1)>|$x$ {{script}} </script>"
 RATES = {"best_of_n": 0.9, "ppo": 0.5, "sft": 0.5}
 
@@ -113,6 +116,10 @@ def _extras(folder: Path, known: pd.DataFrame, found: pd.DataFrame, said: list[s
         name: np.linspace(0, 1, 9) for name in ("reward", "kl", "entropy", "length", "clip_fraction", "value_loss")
     }
     tables.write_table(pd.DataFrame({"step": range(9), **steps}), folder / "methods/ppo/metrics.jsonl")
+    tables.write_table(
+        pd.DataFrame({"step": range(6), "loss": np.linspace(2.6, 2.2, 6), "learning_rate": 1e-4}),
+        folder / "methods/best_of_n/metrics.jsonl",
+    )
     labels = pd.DataFrame(
         {
             "id": known["id"], "instruction": known["instruction"], "input": "", "output_1": said[0],
@@ -127,7 +134,9 @@ def _extras(folder: Path, known: pd.DataFrame, found: pd.DataFrame, said: list[s
         labels.loc[2:5, ["preference", "preference_clean"]] = None
         labels.loc[2:5, "reason"] = "no answer"
         labels["flipped"] = labels["flipped"].astype(object).mask(labels.index == 7, None)
-    tables.write_table(labels, folder / "labels.parquet")
+    # a second verdict on each pair, so that annotators can be held against one another
+    again = labels.assign(annotator=labels["annotator"].map({"anna": "bert", "bert": "anna"}), replicate=1)
+    tables.write_table(pd.concat([labels, again], ignore_index=True), folder / "labels.parquet")
 
 
 class Page(HTMLParser):
@@ -150,8 +159,8 @@ class Page(HTMLParser):
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    names = ["report.html", "report.md", *(f"figures/{p.name}" for p in sorted((folder / "figures").iterdir()))]
-    return {name: (folder / name).read_bytes() for name in [*names, "tables/methods.tex"]}
+    inside = [f"{d}/{p.name}" for d in ("figures", "tables") for p in sorted((folder / d).iterdir())]
+    return {name: (folder / name).read_bytes() for name in ["report.html", "report.md", *inside]}
 
 
 @pytest.fixture(scope="module")
@@ -171,21 +180,27 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_full_run_has_everything(full: Path) -> None:
     page, text = (full / "report.html").read_text("utf-8"), (full / "report.md").read_text("utf-8")
     assert len(page) < 5_000_000
-    for name in ("win_rates", "humans", "best_of_n", "reward_model", "ppo", "annotators"):
+    for name in FIGURES:
         assert (full / f"figures/{name}.svg").is_file()
         assert (full / f"figures/{name}.png").is_file()
         assert f"](figures/{name}.png)" in text
-    assert page.count("<svg") == 6
-    assert page.count('role="img" aria-label="') == 6
+    assert page.count("<svg") == len(FIGURES)
+    assert page.count('role="img" aria-label="') == len(FIGURES)
     assert "best_of_n (89.7&nbsp;% preferred, 95&nbsp;% interval" in page
     assert "Spearman" in page
     assert "abababab" in page
     assert "Missing verdicts, left out of the rates: best_of_n 1 of 40 (1 x refused)" in page
     assert "61.5 US dollars" not in page
-    assert "0.40 US dollars for training, unknown" in page
-    assert text.count("\n## ") == 7
+    assert "0.80 US dollars for training, unknown" in page
+    assert text.count("\n## ") == len(FIGURES) + 1
     assert "| best\\_of\\_n | 89.7 |" in text
     assert "best\\_of\\_n & 89.7" in (full / "tables/methods.tex").read_text("utf-8")
+    for name in ("methods", "length_controlled", "differences", "annotators", "disagreement", "reward_model"):
+        assert (full / f"tables/{name}.tex").is_file()
+        assert len(pd.read_csv(full / f"tables/{name}.csv")) > 0
+    numbers = pd.read_csv(full / "tables/methods.csv").set_index("method")
+    assert numbers.loc["best_of_n", "win rate %"] == pytest.approx(100 * 35 / 39)
+    assert numbers.loc["ppo", "training min"] == 1.0
 
 
 def test_a_page_loads_nothing_and_runs_its_own_script_only(full: Path, hostile: Path) -> None:
@@ -233,7 +248,7 @@ def test_a_bare_run_has_a_report(tmp_path: Path, rates: dict[str, float]) -> Non
     write_report(folder)
     page = (folder / "report.html").read_text("utf-8")
     assert page.count("<svg") == 1
-    assert "This run trained no policy by PPO." in page
+    assert "This run trained no policy." in page
     assert "No method of this run has a human score" in page
 
 
@@ -439,3 +454,33 @@ def test_results_fit_the_terminal(full: Path, hostile: Path, capsys: pytest.Capt
     assert shown.splitlines()[-1] == f"Report: {full / 'report.html'}"
     print_results(hostile)
     assert "$x$" in capsys.readouterr().out
+
+
+def test_disagreement_of_annotators_is_counted_on_what_both_judged(tmp_path: Path) -> None:
+    rows = [
+        {
+            "instruction": f"q{i}",
+            "input": "",
+            "output_1": "a",
+            "output_2": "b",
+            "annotator": name,
+            "preference_clean": p,
+        }
+        for i in range(20)
+        for name, p in (("anna", 1.0), ("bert", 2.0 if i < 5 else 1.2), ("cleo", 1.5 if i else 1.0))
+    ]
+    rows += [{**row, "preference_clean": 2.0 if i < 8 else 1.0} for i, row in enumerate(rows[::3])]
+    tables.write_table(pd.DataFrame(rows), tmp_path / "labels.parquet")
+    table = disagreements(RunData(tmp_path))
+    assert table is not None
+    found = table.set_index(["annotator_a", "annotator_b"])
+    # anna said 1 of all, then 2 of the first eight; bert said 2 of the first five
+    assert found.loc[("anna", "bert"), ["n", "disagree"]].to_list() == [40, pytest.approx((5 + 3) / 40)]
+    assert found.loc[("bert", "anna"), "disagree"] == found.loc[("anna", "bert"), "disagree"]
+    assert found.loc[("anna", "anna"), ["n", "disagree"]].to_list() == [20, pytest.approx(8 / 20)]
+    # cleo's verdicts are ties but for one
+    assert np.isnan(found.loc[("anna", "cleo"), "disagree"])
+    row = found.loc[("anna", "bert")]
+    assert row["low"] < row["disagree"] < row["high"]
+    tables.write_table(pd.DataFrame(rows[:1]), tmp_path / "labels.parquet")
+    assert disagreements(RunData(tmp_path)) is None

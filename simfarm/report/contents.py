@@ -9,7 +9,7 @@ import pandas as pd
 
 from simfarm.experiments.config import flatten
 from simfarm.report.data import BASELINE, RunData
-from simfarm.report.measures import kl_of, money
+from simfarm.report.measures import annotator_shares, disagreements, judged_for, kl_of, minutes, money
 from simfarm.report.tabulate import Cell, Column, Table
 
 PACKAGES = ("numpy", "pandas", "scipy", "torch", "transformers", "matplotlib")
@@ -32,6 +32,8 @@ def methods(run: RunData) -> Table:
         (Column("ties", "d"), rates["ties"].tolist(), None),
         (Column("length", ".0f"), rates["mean_length"].tolist(), float(rates["baseline_length"].mean())),
         (Column("KL", ".2f"), [kl_of(run, name) for name in names], 0.0),
+        (Column("training min", ".1f"), [minutes(run, name) for name in names], None),
+        (Column("judged for US $", ".2f"), [judged_for(run, name) for name in names], None),
         (Column("kept", "d"), rates["n_kept"].tolist(), None),
         (Column("lost", "d"), rates["n_lost"].tolist(), None),
         (Column("human %", ".1f"), [humans.get(name) for name in names], None),
@@ -42,7 +44,8 @@ def methods(run: RunData) -> Table:
     caption = (
         f"Win rate against the baseline on {rates['n_instructions'].max()} instructions, intervals clustered by "
         "instruction. Discrete: wins and half the ties. Length: mean characters. KL from the initial policy in nats: "
-        "by formula for best-of-n, over the last step's rollouts for PPO. Kept and lost: verdicts."
+        "by formula for best-of-n, over the last step's rollouts where a method has any. Training: the stages that "
+        "make the method's policy or candidates, labels and reward model aside. Kept and lost: verdicts."
     )
     return Table(caption, [column for column, *_ in parts], rows)
 
@@ -87,8 +90,37 @@ def differences(run: RunData) -> Table | None:
     return Table(caption, columns, table[fields].astype(object).to_numpy().tolist())
 
 
-def annotators(shares: pd.DataFrame) -> Table:
+def tables(run: RunData) -> dict[str, Table]:
+    """Return the tables that are also written as files, by name; one that the run has no data for is left out."""
+    found = {
+        "methods": methods(run), "length_controlled": length_controlled(run), "differences": differences(run),
+        "annotators": annotators(run), "disagreement": disagreement(run), "reward_model": rewards(run),
+    }  # fmt: skip
+    return {name: table for name, table in found.items() if table is not None}
+
+
+def disagreement(run: RunData) -> Table | None:
+    """How often each two annotators disagree."""
+    table = disagreements(run)
+    if table is None:
+        return None
+    columns = [
+        Column("annotator"), Column("and"), Column("verdicts", ".0f"), Column("disagree %", ".1f"),
+        Column("95 % from", ".1f"), Column("to", ".1f"),
+    ]  # fmt: skip
+    upper = table[[list(table["annotator_a"]).index(a) <= list(table["annotator_a"]).index(b)
+                   for a, b in zip(table["annotator_a"], table["annotator_b"], strict=True)]]  # fmt: skip
+    rows = upper.assign(**{column: 100 * upper[column] for column in ("disagree", "low", "high")})
+    caption = "Disagreement on the comparisons that both judged; an annotator with itself: asked again."
+    return Table(caption, columns, rows.astype(object).to_numpy().tolist())
+
+
+def annotators(run: RunData) -> Table | None:
     """Who judged what, and with which tastes."""
+    labels = run.table("labels.parquet")
+    if labels is None:
+        return None
+    shares = annotator_shares(labels)
     columns = [
         Column("annotator"), Column("labels", "d"), Column("missing", "d"), Column("flipped %", ".1f"),
         Column("chose longer %", ".0f"), Column("95 % from", ".0f"), Column("to", ".0f"),

@@ -84,6 +84,18 @@ class RunData:
         return list(self.win_rates["generator"])
 
     @cached_property
+    def trained(self) -> list[str]:
+        """The methods compared that left a log of their training, best first."""
+        return [name for name in self.methods if self.training_log(name) is not None]
+
+    def training_log(self, method: str) -> pd.DataFrame | None:
+        """Read a method's log of its training, one row a step; None if it has none."""
+        # a method's name may be any text, the user's own; a folder's name is not
+        known = {path.name for path in (self.folder / "methods").glob("*")}
+        log = self.table(f"methods/{method}/metrics.jsonl") if method in known else None
+        return None if log is None or "step" not in log.columns else log
+
+    @cached_property
     def humans(self) -> pd.DataFrame | None:
         """Methods that have a human score: generator, win_rate, ci_low, ci_high, score, score_error (or NaN)."""
         both = self.table("evaluation/against_humans.csv")

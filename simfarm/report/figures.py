@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from simfarm.report import findings
 from simfarm.report.data import RunData
-from simfarm.report.measures import annotator_shares, calibration_of, held_out_accuracy, optimum
+from simfarm.report.measures import calibration_of, held_out_accuracy, optimum
 from simfarm.tables import require_columns
 
 INK, GRID = "#24292f", "#d0d7de"
@@ -104,13 +104,6 @@ def inline_svg(plot: Plot) -> str:
             f'<g id="{plot.name}-{part}">', f'<g id="{plot.name}-{part}"><title>{html.escape(text)}</title>'
         )
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1).rstrip()
-
-
-def all_plots(run: RunData) -> list[Plot]:
-    """Draw every figure that the run's files allow, in the order of the report."""
-    with style():
-        drawn = [draw(run) for draw in (win_rates, humans, best_of_n, reward_model, ppo, annotators)]
-    return [plot for plot in drawn if plot is not None]
 
 
 def new_figure(
@@ -314,104 +307,3 @@ def _draw_calibration(ax: Axes, table: pd.DataFrame, flip: float) -> None:
     ax.plot(x, 100 * table["gold"], color=COLOURS[2], marker="^", markersize=5)
     ax.set(title="Calibration", xlabel="reward model's probability, %", ylabel="pool's probability, %")
     ax.legend(loc="upper left")
-
-
-PPO_PANELS = (
-    ("reward", "Reward", "reward model's, mean"), ("kl", "KL from the start", "nats per response"),
-    ("entropy", "Entropy", "nats per token"), ("length", "Length", "tokens"),
-    ("clip_fraction", "Clipped", "% of tokens"), ("value_loss", "Value loss", "squared error"),
-    ("explained_variance", "Explained variance", "of returns, by the values"),
-    ("finished", "Finished", "% of responses"),
-)  # fmt: skip
-
-
-def ppo(run: RunData) -> Plot | None:
-    """Draw PPO's training curves."""
-    log = run.table("methods/ppo/metrics.jsonl")
-    if log is None:
-        return None
-    panels = [panel for panel in PPO_PANELS if panel[0] in log.columns]
-    if not panels:
-        return None
-    figure, axes = new_figure(1.75 * -(-len(panels) // 4) + 0.2, -(-len(panels) // 4), min(4, len(panels)), sharex=True)
-    for i, ax in enumerate(axes.flat):
-        if i >= len(panels):
-            ax.set_visible(False)
-            continue
-        name, title, unit = panels[i]
-        scale = 100 if unit.startswith("%") else 1
-        ax.plot(log["step"], scale * log[name], color=COLOURS[0], marker="o", markersize=3 if len(log) <= 50 else 0)
-        ax.set_title(title)
-        ax.set_ylabel(unit)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    for ax in axes[-1]:
-        ax.set_xlabel("step")
-    first, last = log.iloc[0], log.iloc[-1]
-    each = "; ".join(f"{title} {first[name]:.3g} to {last[name]:.3g}" for name, title, _ in panels)
-    return Plot("ppo", training(log), f"PPO from the first to the last of {len(log)} steps: {each}.", figure)
-
-
-def training(log: pd.DataFrame) -> str:
-    """Say what PPO's reward and KL did, and how that compares with the scatter between steps."""
-    if len(log) < 2 or not {"reward", "kl"} <= set(log.columns):
-        return "One step only: no course to see."
-    third = max(1, len(log) // 3)
-    start, end = log["reward"].head(third), log["reward"].tail(third)
-    change = end.mean() - start.mean()
-    text = (
-        f"Over {len(log)} steps the mean reward of rollouts went from {start.mean():.3f} (first {third}) to "
-        f"{end.mean():.3f} (last {third}), at a KL of {log['kl'].iloc[-1]:.2f} nats. "
-    )
-    if third < 3:
-        return f"{text}Too few steps to set that against the scatter between steps."
-    error = float(np.hypot(start.std(ddof=1), end.std(ddof=1)) / np.sqrt(third))
-    verb = "more" if abs(change) > 2 * error else "no more"
-    return f"{text}That is {verb} than twice the standard error from the scatter between steps ({error:.3f})."
-
-
-def annotators(run: RunData) -> Plot | None:
-    """Draw how many labels each annotator gave, and its tastes for length and position."""
-    labels = run.table("labels.parquet")
-    if labels is None:
-        return None
-    shares = annotator_shares(labels)
-    everyone = shares.iloc[-1]
-    shares = shares[:-1]
-    figure, axes = new_figure(1.2 + 0.26 * len(shares), 1, 3, sharey=True)
-    rows = np.arange(len(shares))
-    axes[0, 0].barh(rows, shares["judged"], color=COLOURS[0], height=0.62)
-    axes[0, 0].barh(
-        rows, shares["judged"] * shares["flipped"], color=COLOURS[1], height=0.62, hatch="////", edgecolor="white",
-        linewidth=0,
-    )  # fmt: skip
-    axes[0, 0].set(title="Labels", xlabel="for training (hatched: flipped)")
-    for ax, taste, title, colour, marker in (
-        (axes[0, 1], "longer", "Chose the longer", COLOURS[2], "^"),
-        (axes[0, 2], "first", "Chose the first shown", COLOURS[3], "D"),
-    ):
-        ax.axvline(50, color=INK, linewidth=1, linestyle="--")
-        ax.hlines(rows, 100 * shares[f"{taste}_low"], 100 * shares[f"{taste}_high"], color=colour, linewidth=2.2)
-        ax.plot(100 * shares[taste], rows, marker=marker, color=colour, markersize=6, linestyle="none")
-        ax.set(title=title, xlabel="% of clean verdicts", xlim=(-2, 102))
-    axes[0, 0].set_yticks(rows, list(shares["annotator"]))
-    axes[0, 0].set_ylim(len(shares) - 0.4, -0.6)
-    for ax in axes.flat:
-        ax.grid(visible=False, axis="y")
-    caption = (
-        f"{everyone['judged']} labels, {everyone['missing']} missing, {100 * everyone['flipped']:.0f} % flipped as "
-        f"noise. Clean verdicts choose the longer response in {_with_interval(everyone, 'longer')} and the one "
-        f"shown first in {_with_interval(everyone, 'first')}. Lines: 95 % intervals, clustered by instruction."
-    )
-    each = "; ".join(
-        f"{r['annotator']}: {r['judged']} labels, longer {100 * r['longer']:.0f} %, first {100 * r['first']:.0f} %"
-        for _, r in shares.iterrows()
-    )
-    return Plot("annotators", caption, f"Labels and tastes by annotator. {each}.", figure)
-
-
-def _with_interval(row: pd.Series, taste: str) -> str:
-    if np.isnan(row[taste]):
-        return "no known share"
-    if np.isnan(row[f"{taste}_low"]):
-        return f"{100 * row[taste]:.0f} %"
-    return f"{100 * row[taste]:.0f} % ({100 * row[f'{taste}_low']:.0f} to {100 * row[f'{taste}_high']:.0f})"

@@ -11,16 +11,16 @@ from pathlib import Path
 from simfarm.report import contents, findings
 from simfarm.report.data import RunData, open_run
 from simfarm.report.examples import examples
-from simfarm.report.figures import Plot, all_plots, inline_svg, save
+from simfarm.report.figures import Plot, inline_svg, save
 from simfarm.report.markdown import markdown_report
-from simfarm.report.measures import annotator_shares
-from simfarm.report.tabulate import Table, to_html, to_latex
+from simfarm.report.panels import all_plots
+from simfarm.report.tabulate import Table, to_csv, to_html, to_latex
 
 HERE = Path(__file__).parent
 
 
 def write_report(folder: Path) -> None:
-    """Write report.md, report.html, figures/*.svg and *.png, and tables/methods.tex of the run in `folder`.
+    """Write report.md, report.html, figures/*.svg and *.png, tables/*.csv and *.tex of the run in `folder`.
 
     Everything is read from the run directory; the same files give the same bytes.
 
@@ -32,7 +32,9 @@ def write_report(folder: Path) -> None:
     plots = all_plots(run)
     for plot in plots:
         save(plot, folder / "figures")
-    write_text(folder / "tables" / "methods.tex", to_latex(contents.methods(run)))
+    for name, table in contents.tables(run).items():
+        write_text(folder / "tables" / f"{name}.csv", to_csv(table))
+        write_text(folder / "tables" / f"{name}.tex", to_latex(table))
     write_text(folder / "report.md", markdown_report(run, plots))
     write_text(folder / "report.html", page(run, plots))
 
@@ -50,7 +52,6 @@ def page(run: RunData, plots: list[Plot]) -> str:
     """Return the HTML of the report; it loads nothing and runs no script but its own."""
     drawn = {plot.name: plot for plot in plots}
     script, found = (HERE / "report.js").read_text("utf-8"), findings.conclusions(run)
-    shares = run.table("labels.parquet")
     slots = {
         "title": html.escape(title(run)),
         "policy": policy(script),
@@ -67,9 +68,11 @@ def page(run: RunData, plots: list[Plot]) -> str:
         "overoptimization": figure_html(drawn, "best_of_n", "This run drew too few samples for a best-of-n curve."),
         "reward": figure_html(drawn, "reward_model", "This run trained no reward model.")
         + _table(contents.rewards(run)),
-        "training": figure_html(drawn, "ppo", "This run trained no policy by PPO."),
+        "training": "".join(figure_html(drawn, name) for name in drawn if name.startswith("training_"))
+        or "<p>This run trained no policy.</p>",
         "annotators": figure_html(drawn, "annotators", "This run made no labels for training.")
-        + ("" if shares is None else to_html(contents.annotators(annotator_shares(shares)))),
+        + _table(contents.annotators(run))
+        + (figure_html(drawn, "disagreement") if "disagreement" in drawn else ""),
         "provenance": to_html(contents.provenance(run))
         + _details("Time of each stage", contents.stages(run))
         + _details("Config", contents.config(run)),
@@ -121,7 +124,8 @@ def figure_html(drawn: dict[str, Plot], name: str, absent: str = "") -> str:
     plot = drawn[name]
     return (
         f'<figure><div class="scroll" tabindex="0" role="img" aria-label="{html.escape(plot.alt)}">'
-        f"{inline_svg(plot)}</div><figcaption>{prose(plot.caption)}</figcaption></figure>"
+        f"{inline_svg(plot)}</div><figcaption>{prose(plot.caption)} "
+        '<button type="button" class="zoom" aria-pressed="false" hidden>Enlarge</button></figcaption></figure>'
     )
 
 

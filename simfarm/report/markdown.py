@@ -5,7 +5,6 @@ from __future__ import annotations
 from simfarm.report import contents, findings
 from simfarm.report.data import RunData
 from simfarm.report.figures import Plot
-from simfarm.report.measures import annotator_shares
 from simfarm.report.tabulate import Table, markdown_text, to_markdown
 
 TITLES = {
@@ -13,18 +12,18 @@ TITLES = {
     "humans": "Against humans",
     "best_of_n": "Over-optimization",
     "reward_model": "Reward model",
-    "ppo": "PPO",
+    "training_losses": "Training losses",
     "annotators": "Annotators",
+    "disagreement": "Disagreement of annotators",
 }
 
 
 def markdown_report(run: RunData, plots: list[Plot]) -> str:
     """Return the report as Markdown."""
-    shares = run.table("labels.parquet")
     tables: dict[str, list[Table | None]] = {
         "win_rates": [contents.methods(run), contents.length_controlled(run), contents.differences(run)],
         "reward_model": [contents.rewards(run)],
-        "annotators": [] if shares is None else [contents.annotators(annotator_shares(shares))],
+        "annotators": [contents.annotators(run)],
     }
     parts = [
         f"# simfarm: {markdown_text(str(run.setting('name')))}, seed {run.setting('seed')}",
@@ -32,10 +31,16 @@ def markdown_report(run: RunData, plots: list[Plot]) -> str:
         "\n".join(f"- {markdown_text(text)}" for text in findings.conclusions(run)),
     ]
     for plot in plots:
-        parts += [f"## {TITLES[plot.name]}", f"![{markdown_text(plot.alt)}](figures/{plot.name}.png)"]
+        parts += [f"## {title_of(plot)}", f"![{markdown_text(plot.alt)}](figures/{plot.name}.png)"]
         parts.append(markdown_text(plot.caption))
         parts += [to_markdown(table) for table in tables.get(plot.name, []) if table is not None]
     parts += ["## Provenance", to_markdown(contents.provenance(run))]
     if (stages := contents.stages(run)) is not None:
         parts.append(to_markdown(stages))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title_of(plot: Plot) -> str:
+    """Return the heading of a figure; a method's training curves are headed by its name."""
+    name = plot.name.removeprefix("training_")
+    return TITLES.get(plot.name) or f"Training of {markdown_text(name)}"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from simfarm.evaluation.agreement import agreement
 from simfarm.evaluation.clustering import Estimate, clustered_mean, codes, instruction_codes
 from simfarm.overoptimization.best_of_n import best_of_n_values, kl_best_of_n
 from simfarm.report.data import RunData
+from simfarm.tables import with_input
 
+FEWEST = 10
+"""Verdicts in common below which two annotators are not compared."""
 ACCURACIES = ("clean", "noisy", "of_length")
 """Of the reward model on clean and on noisy labels; of choosing the longer response, on clean labels."""
 
@@ -23,18 +28,38 @@ def kl_of(run: RunData, method: str) -> float | None:
     if method == "best_of_n":
         n = run.setting("best_of_n.n")
         return float(kl_best_of_n(n)) if n else None
-    log = run.table(f"methods/{method}/metrics.jsonl")
+    log = run.training_log(method)
     return float(log["kl"].iloc[-1]) if log is not None and "kl" in log.columns else None
 
 
 def money(run: RunData, name: str) -> float | None:
     """Return what the labels of a table of the run cost in US dollars; None where a price is unknown."""
     table = run.table(name)
-    if table is None or "cost" not in table.columns:
+    return None if table is None else _sum_of_costs(table)
+
+
+def _sum_of_costs(table: pd.DataFrame) -> float | None:
+    if "cost" not in table.columns:
         return None
     cost = pd.to_numeric(table["cost"]).astype(float)
     # one unknown price makes the sum unknown; it is never counted as nothing
     return None if cost.isna().any() else float(cost.sum())
+
+
+STAGES = {"best_of_n": ("eval_samples", "eval_rewards"), "expert_iteration": ("unlabeled_samples", "expert_iteration")}
+"""What makes a method, where that is more than the stage of its own name."""
+
+
+def minutes(run: RunData, method: str) -> float | None:
+    """Return the minutes of the stages that make a method; None where the run did none."""
+    seconds = [run.seconds[stage] for stage in STAGES.get(method, (method,)) if stage in run.seconds]
+    return sum(seconds) / 60 if seconds else None
+
+
+def judged_for(run: RunData, method: str) -> float | None:
+    """Return what the verdicts on a method cost in US dollars; None where a price is unknown."""
+    table = run.table("evaluation/labels.parquet")
+    return None if table is None else _sum_of_costs(table[table["generator_2"] == method])
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +197,46 @@ def annotator_shares(labels: pd.DataFrame) -> pd.DataFrame:
 def _by_size(table: pd.DataFrame) -> list[tuple[object, pd.DataFrame]]:
     groups = [(name, group) for name, group in table.groupby("annotator", sort=True)]
     return sorted(groups, key=lambda item: -len(item[1]))
+
+
+def disagreements(run: RunData) -> pd.DataFrame | None:
+    """Measure how often each two annotators disagree on the comparisons of the run that both judged.
+
+    Clean verdicts that are no tie, of the labels for training and for evaluation; an annotator that judged a
+    comparison again is compared with itself.
+
+    Returns:
+        One row per ordered pair, busiest annotators first: annotator_a, annotator_b, n (pairs of verdicts), disagree
+        (share; NaN below `FEWEST`), low, high (95 %, clustered by instruction). None if no two verdicts are on the
+        same comparison, or there is one annotator only.
+    """
+    columns = ["instruction", "input", "output_1", "output_2", "annotator", "preference_clean"]
+    found = [run.table(name) for name in ("labels.parquet", "evaluation/labels.parquet")]
+    kept = [with_input(table)[columns] for table in found if table is not None and "preference_clean" in table.columns]
+    if not kept:
+        return None
+    labels = pd.concat(kept, ignore_index=True)
+    preference = pd.to_numeric(labels["preference_clean"]).to_numpy(float)
+    labels = labels[np.isfinite(preference) & (preference != 1.5)]
+    names = [str(name) for name, _ in _by_size(labels)]
+    if len(names) < 2:
+        return None
+    items, first = np.unique(codes(pd.MultiIndex.from_frame(labels[columns[:4]])), return_inverse=True)
+    clusters = np.zeros(len(items), np.int64)
+    clusters[first] = instruction_codes(labels)
+    side = np.where(labels["preference_clean"].to_numpy(float) > 1.5, 2, 0)
+    votes = np.zeros((len(names), len(items), 3))
+    np.add.at(votes, (pd.Categorical(labels["annotator"].astype(str), names).codes, first, side), 1.0)
+    totals = votes.sum(2)
+    rows: dict[tuple[int, int], tuple[float, ...]] = {}
+    for a, b in itertools.combinations_with_replacement(range(len(names)), 2):
+        n = float((totals[a] * (totals[b] - (a == b))).sum() / (2 if a == b else 1))
+        # one array given twice means pairs within one annotator; two views of it would not be that
+        one = votes[a]
+        same = agreement(one, one if a == b else votes[b], clusters, ties=False) if n >= FEWEST else None
+        shares = (np.nan,) * 3 if same is None else (1 - same.value, 1 - same.ci_high, 1 - same.ci_low)
+        rows[a, b] = rows[b, a] = (n, *shares)
+    if not any(np.isfinite(row[1]) for row in rows.values()):
+        return None
+    table = [(names[a], names[b], *rows[a, b]) for a, b in itertools.product(range(len(names)), repeat=2)]
+    return pd.DataFrame(table, columns=["annotator_a", "annotator_b", "n", "disagree", "low", "high"])

@@ -1,6 +1,6 @@
 
 "use strict";
-// Sorting of tables, and the example browser. Texts of models enter the page by textContent only.
+// Sorting of tables, enlarging of figures, and the example browser. Texts of models enter the page by textContent only.
 (() => {
   const element = (tag, className, text) => {
     const made = document.createElement(tag);
@@ -29,6 +29,15 @@
       });
       table.tBodies[0].append(...rows);
     }));
+  }
+
+  for (const button of document.querySelectorAll("button.zoom")) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const large = button.closest("figure").classList.toggle("large");
+      button.setAttribute("aria-pressed", String(large));
+      button.textContent = large ? "Make smaller" : "Enlarge";
+    });
   }
 
   const data = document.getElementById("data");

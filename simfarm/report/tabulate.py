@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -62,6 +64,16 @@ def to_html(table: Table) -> str:
 
 def _number(column: Column) -> str:
     return ' class="number"' if column.format else ""
+
+
+def to_csv(table: Table) -> str:
+    """Render a table as CSV with numbers in full; what is missing is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.header for column in table.columns])
+    for row in table.rows:
+        writer.writerow(["" if cell is None or cell != cell else cell for cell in row])
+    return text.getvalue()
 
 
 def to_markdown(table: Table) -> str:
