@@ -103,8 +103,8 @@ def best_of_n_curve(
     proxies, golds, instructions = proxies[complete], golds[complete], int(complete.sum())
     if instructions < 2:
         raise DataError(
-            f"{instructions} of {given} instructions have a proxy and a gold score for every sample; intervals are over "
-            "instructions and need two or more."
+            f"{instructions} of {given} instructions have a proxy and a gold score for every sample; intervals are "
+            "over instructions and need two or more."
         )
     if samples < 1:
         raise DataError("There are no samples; best-of-n needs at least one per instruction.")
