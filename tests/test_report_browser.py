@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from test_report import HOSTILE, NAME, build
 
+from simfarm.report.compare import compare_runs, write_comparison
 from simfarm.report.html import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -111,6 +112,15 @@ def test_the_report_works_in_a_browser(tmp_path: Path) -> None:
         assert await tab.value(order) == ["80.0", "50.0", "–"]
         await tab.value(button)
         assert await tab.value(order) == ["50.0", "80.0", "–"]
+        # figures enlarge and shrink again
+        zoom = "document.querySelector('#methods figure button.zoom')"
+        width_of = "document.querySelector('#methods figure svg').getBoundingClientRect().width"
+        usual = await tab.value(width_of)
+        await tab.value(f"{zoom}.click()")
+        assert await tab.value(width_of) > 1.5 * usual
+        assert await tab.value(f"{zoom}.getAttribute('aria-pressed')") == "true"
+        await tab.value(f"{zoom}.click()")
+        assert await tab.value(width_of) == usual
         # filters
         for control, value, event, count in (
             ("tag", "ppo: baseline preferred", "change", 2),
@@ -132,3 +142,27 @@ def test_the_report_works_in_a_browser(tmp_path: Path) -> None:
     tab = asyncio.run(visit(folder / "report.html", tmp_path / "profile", check))
     assert tab.logged == []
     assert tab.requested == [(folder / "report.html").as_uri()]
+
+
+def test_the_comparison_works_in_a_browser(tmp_path: Path) -> None:
+    folders = [build(tmp_path / NAME.replace("/", ""), rates={NAME: 0.5, "ppo": 0.8}, n=10)]
+    folders.append(build(tmp_path / "other", rates={"ppo": 0.3}, n=10))
+    page = tmp_path / "compare.html"
+    write_comparison(compare_runs(folders), page)
+
+    async def check(tab: Tab) -> None:
+        assert await tab.value("document.title") == "simfarm: 2 runs compared"
+        assert await tab.value("document.querySelectorAll('img, iframe').length") == 0
+        rows = "[...document.querySelectorAll('#methods table')[0].tBodies[0].rows]"
+        rates = f"{rows}.map(r => Number(r.cells[2].textContent))"
+        await tab.value("document.querySelectorAll('#methods thead button')[2].click()")
+        assert await tab.value(rates) == [80, 50, 30]
+        for width in (390, 1280):
+            await tab.call(
+                "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False
+            )
+            assert await tab.value("document.documentElement.scrollWidth") <= width
+
+    tab = asyncio.run(visit(page, tmp_path / "profile", check))
+    assert tab.logged == []
+    assert tab.requested == [page.as_uri()]

@@ -11,7 +11,7 @@ EXAMPLES = """\b
 simfarm convert ppo.json sft.json --baseline baseline.json --out pairs.jsonl
 simfarm convert results/OWNER__NAME/samples_mytask_*.jsonl --out outputs.json
 simfarm convert annotations.json --out labels.jsonl
-simfarm convert gpt.jsonl --answers gpt-answers.jsonl --answers o3-answers.jsonl --baseline o3 --out labels.jsonl
+simfarm convert gpt.jsonl --baseline o3 --answers gpt-a.jsonl --answers o3-a.jsonl --out l.json
 simfarm convert labels.jsonl --to alpaca_eval --out annotations.json
 """
 
