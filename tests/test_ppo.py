@@ -13,17 +13,17 @@ from tiny import tiny_policy
 from simfarm.errors import DataError, RunError, TrainingError
 from simfarm.methods.config import PPOConfig
 from simfarm.methods.ppo import (
-    CHECKPOINT,
     gae,
     masked_mean,
     next_kl_coef,
     policy_loss,
     ppo,
-    prompt_rows,
     value_loss,
     whiten,
 )
+from simfarm.methods.rollouts import prompt_rows
 from simfarm.policies.split import SplitModel
+from simfarm.policies.training import CHECKPOINT, Setup
 
 T = torch.tensor
 
@@ -83,10 +83,10 @@ def test_adaptive_kl_coefficient() -> None:
 
 
 def test_every_prompt_comes_once_per_pass() -> None:
-    rows = [i for step in range(6) for i in prompt_rows(10, 5, step, seed=1)]
+    rows = [i for step in range(6) for i in prompt_rows("ppo", 10, 5, step, seed=1)]
     assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10))
     assert rows[:10] != rows[10:20]
-    assert len(prompt_rows(3, 8, 0, seed=1)) == 8
+    assert len(prompt_rows("ppo", 3, 8, 0, seed=1)) == 8
 
 
 PROMPTS = ["hi", "what", "tell me", "go on please"]
@@ -133,7 +133,8 @@ def test_an_interrupted_ppo_ends_as_an_uninterrupted_one(tmp_path) -> None:
                 raise KeyboardInterrupt
 
         prompts = [split.policy.render(p) for p in PROMPTS]
-        return ppo(split, prompts, share_of_e, config, max_new_tokens=6, seed=3, folder=folder, progress=progress)
+        setup = Setup(folder=folder, progress=progress)
+        return ppo(split, prompts, share_of_e, config, max_new_tokens=6, seed=3, setup=setup)
 
     _, whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -157,4 +158,4 @@ def test_bad_input_and_divergence_are_said(tmp_path) -> None:
         ppo(split, prompts, lambda r, t: np.full(len(r), np.nan), FAST, max_new_tokens=4, seed=0)
     (tmp_path / CHECKPOINT).write_bytes(b"nonsense")
     with pytest.raises(RunError, match="Delete it"):
-        ppo(split, prompts, share_of_e, FAST, max_new_tokens=4, seed=0, folder=tmp_path)
+        ppo(split, prompts, share_of_e, FAST, max_new_tokens=4, seed=0, setup=Setup(folder=tmp_path))

@@ -19,9 +19,9 @@ from simfarm.policies.split import SplitModel
 from simfarm.policies.training import Setup
 from simfarm.policies.transformers import Response
 from simfarm.rewards.config import RewardConfig
-from simfarm.rewards.losses import pairwise_loss
+from simfarm.rewards.losses import pairwise_loss, plackett_luce_loss
 from simfarm.rewards.model import RewardModel
-from simfarm.rewards.train import Pairs, accuracy, prompt_batches, train_reward_model
+from simfarm.rewards.train import Pairs, Rankings, accuracy, prompt_batches, train_on_rankings, train_reward_model
 
 T = torch.tensor
 
@@ -31,6 +31,62 @@ def test_pairwise_loss_golden_values() -> None:
     assert pairwise_loss(T([2.0]), T([0.0]), T([1.0])).item() == pytest.approx(math.log(1 + math.exp(-2)))
     soft = pairwise_loss(T([2.0]), T([0.0]), T([0.3])).item()
     assert soft == pytest.approx(0.3 * math.log(1 + math.exp(-2)) + 0.7 * math.log(1 + math.exp(2)))
+
+
+@given(
+    st.lists(st.tuples(st.floats(-9, 9), st.floats(0, 1)), min_size=1, max_size=9), st.floats(0, 2), st.floats(0, 0.49)
+)
+def test_pairwise_loss_against_numpy(rows: list[tuple[float, float]], margin: float, flip: float) -> None:
+    gap, p = np.array(rows).T
+
+    def q(g: np.ndarray) -> np.ndarray:
+        right = 1 / (1 + np.exp(-(g - margin)))
+        return (1 - flip) * right + flip * (1 - right)
+
+    expected = -(p * np.log(q(gap)) + (1 - p) * np.log(q(-gap))).mean()
+    loss = pairwise_loss(T(gap), torch.zeros(len(rows)).double(), T(p), margin=margin, flip=flip)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_known_flip_rate_gives_back_the_log_odds_before_the_flips() -> None:
+    # of 100 labels 75 would prefer the first; a quarter turned round leaves .75 * .75 + .25 * .25 = .625
+    gap = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([gap], max_iter=100)
+
+    def step() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = pairwise_loss(gap.unsqueeze(0), T([0.0]).double(), T([0.625]).double(), flip=0.25)
+        loss.backward()
+        return loss
+
+    optimiser.step(step)
+    assert gap.item() == pytest.approx(math.log(3), abs=1e-4)
+
+
+def test_plackett_luce_golden_values() -> None:
+    assert plackett_luce_loss([torch.zeros(7)]).item() == pytest.approx(8.525161, abs=1e-5)
+    assert plackett_luce_loss([torch.zeros(2)]).item() == pytest.approx(math.log(2))
+    ranked = T([0.0, -0.4, -1.2])
+    assert plackett_luce_loss([ranked]).item() == pytest.approx(1.049903, abs=1e-5)
+    assert plackett_luce_loss([ranked.flip(0)]).item() == pytest.approx(2.791817, abs=1e-5)
+    assert plackett_luce_loss([ranked + 5]).item() == pytest.approx(1.049903, abs=1e-5)
+    assert plackett_luce_loss([T([1.0, 0.0]), T([0.0, 3.0])]).item() == pytest.approx(
+        pairwise_loss(T([1.0, 0.0]), T([0.0, 3.0]), T([1.0, 1.0])).item()
+    )
+
+
+def test_a_reward_model_learns_from_rankings() -> None:
+    split, pairs, _ = planted(120)
+    texts = [*pairs.outputs_1, *pairs.outputs_2]
+    rows = [sorted(texts[k : k + 4], key=lambda t: -t.count("e")) for k in range(0, 160, 4)]
+    config = RewardConfig(epochs=6, batch_size=8, learning_rate=3e-3, pooling="mean")
+    model = train_on_rankings(split, Rankings([pairs.prompts[0]] * len(rows), rows), config, seed=0)
+    rewards = model.rewards([pairs.prompts[0]] * 80, texts[160:])
+    assert np.corrcoef(rewards, [t.count("e") for t in texts[160:]])[0, 1] > 0.8
+    with pytest.raises(DataError, match="row 1 has 1"):
+        train_on_rankings(split, Rankings(["p", "p"], [["a", "b"], ["a"]]), config, seed=0)
+    with pytest.raises(ConfigError, match="are for pairs"):
+        train_on_rankings(split, Rankings(["p"], [["a", "b"]]), RewardConfig(flip=0.1), seed=0)
 
 
 def test_pairwise_loss_is_symmetric_under_swap() -> None:

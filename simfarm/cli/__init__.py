@@ -16,6 +16,9 @@ from simfarm.errors import SimfarmError, suggest
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run an experiment end to end."),
     "compare": ("compare", "Compare finished runs."),
+    "train": ("train", "Train by one method, or train a reward model."),
+    "score": ("score", "Score outputs by a reward model."),
+    "evaluate": ("evaluate", "Compare outputs with a baseline's, judged by a pool."),
     "models": ("models", "List the built-in models, or fetch one."),
     "evalsets": ("evalsets", "List the instruction sets; check one."),
     "annotate": ("annotate", "Label pairs or lists with a pool of annotators."),

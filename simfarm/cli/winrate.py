@@ -76,7 +76,7 @@ def winrate(
         tables["length_controlled"] = _alpacaeval(table, baseline, difficulty, gamed, weights)
     if machine_readable(tables, as_json=as_json, as_csv=as_csv, which=which):
         return
-    _print(tables, confidence)
+    print_win_rates(tables, confidence)
 
 
 def _alpacaeval(
@@ -98,7 +98,8 @@ def _alpacaeval(
     )
 
 
-def _print(tables: dict[str, pd.DataFrame], confidence: float) -> None:
+def print_win_rates(tables: dict[str, pd.DataFrame], confidence: float) -> None:
+    """Print win rates and what was computed beside them, with notes."""
     rates = tables["win_rates"]
     level = f"{100 * confidence:g}% intervals, clustered by instruction"
     print_table(

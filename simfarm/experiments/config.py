@@ -12,10 +12,31 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from simfarm.config_errors import explain, known_keys
 from simfarm.errors import ConfigError, UnknownNameError, suggest
-from simfarm.methods.config import BestOfNConfig, ExpertIterationConfig, PPOConfig
+from simfarm.methods.config import (
+    BestOfNConfig,
+    ConditioningConfig,
+    DPOConfig,
+    ExpertIterationConfig,
+    FeedMEConfig,
+    PPOConfig,
+    QuarkConfig,
+    REINFORCEConfig,
+    RLOOConfig,
+)
 from simfarm.rewards.config import RewardConfig
 
-Method = Literal["sft", "best_of_n", "expert_iteration", "ppo"]
+Method = Literal[
+    "sft",
+    "best_of_n",
+    "expert_iteration",
+    "ppo",
+    "dpo",
+    "binary_feedme",
+    "binary_reward_conditioning",
+    "quark",
+    "reinforce",
+    "rloo",
+]
 BUILTIN = Path(__file__).parent / "builtin"
 
 
@@ -108,6 +129,14 @@ class ExperimentConfig(Section):
     best_of_n: BestOfNConfig = BestOfNConfig()
     expert_iteration: ExpertIterationConfig = ExpertIterationConfig()
     ppo: PPOConfig = PPOConfig()
+    dpo: DPOConfig = DPOConfig()
+    binary_feedme: FeedMEConfig = FeedMEConfig()
+    binary_reward_conditioning: ConditioningConfig = ConditioningConfig()
+    quark: QuarkConfig = QuarkConfig()
+    reinforce: REINFORCEConfig = REINFORCEConfig()
+    rloo: RLOOConfig = RLOOConfig()
+    checkpoints: dict[str, str] = Field(default_factory=dict)
+    """Your own trained models: name = model, such as "hf/FOLDER". Each answers the evaluation instructions."""
     outputs: dict[str, str] = Field(default_factory=dict)
     """Your own outputs on the evaluation instructions: generator = file."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -116,9 +145,12 @@ class ExperimentConfig(Section):
     def _check(self) -> ExperimentConfig:
         if twice := {m for m in self.methods if self.methods.count(m) > 1}:
             raise ValueError(f"methods names {', '.join(sorted(twice))} twice")
-        taken = {*self.methods, "baseline"} & self.outputs.keys()
-        if taken:
-            raise ValueError(f"outputs gives a file for {', '.join(sorted(taken))}, which the experiment makes itself")
+        for key, given in (("outputs", self.outputs), ("checkpoints", self.checkpoints)):
+            taken = {*self.methods, "baseline"} & given.keys()
+            if taken:
+                raise ValueError(f"{key} names {', '.join(sorted(taken))}, which the experiment makes itself")
+        if both := self.outputs.keys() & self.checkpoints.keys():
+            raise ValueError(f"{', '.join(sorted(both))} stands in outputs and in checkpoints")
         return self
 
 
@@ -177,7 +209,7 @@ def _set(values: dict[str, Any], setting: str) -> None:
     if path and path[-1] not in section:
         near = suggest(path[-1], section)
         raise ConfigError(f"--set {setting}: unknown key {'.'.join(path)!r}.{near} Known: {', '.join(section)}.")
-    if last not in known and path != ["outputs"]:
+    if last not in known and path not in (["outputs"], ["checkpoints"]):
         raise ConfigError(
             f"--set {setting}: unknown key {key!r}.{suggest(last, known)} Known here: {', '.join(known)}."
         )

@@ -11,7 +11,7 @@ import pandas as pd
 from simfarm.errors import RunError
 from simfarm.experiments.config import ExperimentConfig
 from simfarm.experiments.rundir import RunDirectory
-from simfarm.experiments.stages import STAGES, Run, check_extras, inputs_of, instructions_named, stages_of
+from simfarm.experiments.stages import STAGES, TRAINED, Run, check_extras, inputs_of, instructions_named, stages_of
 from simfarm.progress import say
 
 
@@ -77,10 +77,18 @@ def plan(config: ExperimentConfig) -> pd.DataFrame:
     if "ppo" in config.methods:
         rollouts = config.ppo.steps * config.ppo.rollouts
         add("ppo", "rollouts", rollouts, rollouts * limit)
-    trained = sum(method in ("expert_iteration", "ppo") for method in config.methods)
+    drawn_by = {
+        "quark": config.quark.steps * config.quark.rollouts,
+        "reinforce": config.reinforce.steps * config.reinforce.rollouts,
+        "rloo": config.rloo.steps * config.rloo.prompts * config.rloo.samples,
+    }
+    for method, rollouts in drawn_by.items():
+        if method in config.methods:
+            add(method, "rollouts", rollouts, rollouts * limit)
+    trained = len(config.checkpoints) + sum(method in TRAINED for method in config.methods)
     add("outputs", "responses of trained policies", trained * sizes["eval"], trained * sizes["eval"] * limit)
     shown = 2 if config.evaluation.orders == "both" else 1
-    methods = len(config.methods) + len(config.outputs)
+    methods = len(config.methods) + len(config.checkpoints) + len(config.outputs)
     verdicts = sizes["eval"] * shown * (methods * config.evaluation.replicates + n)
     add("judgements", f"verdicts by {config.evaluation.pool}, no noise", verdicts)
     return pd.DataFrame(rows).astype({"tokens": "Int64"})

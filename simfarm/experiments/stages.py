@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from simfarm.rewards.model import RewardModel
 
 BASELINE = "baseline"
-TRAINED = ("expert_iteration", "ppo")
+BY_TASK = ("dpo", "binary_feedme", "binary_reward_conditioning", "quark", "reinforce", "rloo")
+"""Methods that a stage runs as `simfarm train` does."""
+TRAINED = ("expert_iteration", "ppo", *BY_TASK)
 UNIT = 4
 """Decode batches per unit of sampling."""
 
@@ -92,7 +94,7 @@ class Run:
 
         def work(part: pd.DataFrame) -> pd.DataFrame:
             responses = policy.sample(
-                self.prompts(part),
+                [policy.render(*pair) for pair in zip(part["instruction"], part["input"], strict=True)],
                 [[name, row_id, sample] for row_id, sample in zip(part["id"], part["sample"], strict=True)],
                 max_new_tokens=p.max_new_tokens,
                 seed=seed,
@@ -241,6 +243,7 @@ def ppo(run: Run) -> None:
     """Train by PPO on the unlabelled instructions; metrics are in methods/ppo/metrics.jsonl."""
     from simfarm.methods import ppo as method
     from simfarm.policies.split import save_tensors
+    from simfarm.policies.training import CHECKPOINT, Setup
 
     p, folder = run.config.policy, run.dir / "methods/ppo"
     reward_model = run.reward
@@ -253,18 +256,60 @@ def ppo(run: Run) -> None:
             max_new_tokens=p.max_new_tokens,
             seed=run.config.seed,
             value_top=reward_model.top,
-            folder=folder,
-            batch_size=p.batch_size,
-            progress=advance,
+            setup=Setup(folder=folder, batch_size=p.batch_size, progress=advance),
         )
     save_tensors(top, folder / "policy.safetensors")
-    (folder / method.CHECKPOINT).unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def by_task(method: str) -> Callable[[Run], None]:
+    """Return the stage that trains a method on the noisy labels, or on the unlabelled instructions and the reward."""
+
+    def stage(run: Run) -> None:
+        from simfarm.methods.registry import BUILTIN, Task
+        from simfarm.policies.split import save_tensors
+        from simfarm.policies.training import CHECKPOINT, Setup
+
+        p, folder = run.config.policy, run.dir / "methods" / method
+        on_labels = method in ("dpo", "binary_feedme", "binary_reward_conditioning")
+        trained = BUILTIN[method](
+            Task(
+                run.split,
+                _training_labels(run) if on_labels else run.instructions("unlabeled"),
+                None if on_labels else run.reward,
+                getattr(run.config, method).model_dump(),
+                run.config.seed,
+                p.max_new_tokens,
+                Setup(folder=folder, batch_size=p.batch_size, show=True),
+            )
+        )
+        save_tensors(trained.top, folder / "policy.safetensors")
+        run.dir.write_json(f"methods/{method}/marker.json", trained.marker)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    return stage
+
+
+def _training_labels(run: Run) -> pd.DataFrame:
+    """Return the labels that are not held out, and whether each response ended its turn or was cut off."""
+    labels, drawn = run.dir.read("labels.parquet"), run.dir.read("samples/preference.parquet")
+    finished = dict(zip(zip(drawn["id"], drawn["output"], strict=True), drawn["finished"], strict=True))
+    # replicates of a pair become one soft label
+    content = ["id", "instruction", "input", "output_1", "output_2"]
+    labels = labels[~labels["held_out"]].groupby(content, sort=False)["preference"].mean().reset_index()
+    ends = {
+        f"finished_{k}": [finished[key] for key in zip(labels["id"], labels[f"output_{k}"], strict=True)]
+        for k in (1, 2)
+    }
+    return labels.assign(**ends)
 
 
 def outputs(run: Run) -> None:
     """Write every method's outputs on the evaluation instructions: outputs/METHOD.json, in alpaca_eval's format."""
     from simfarm.methods.best_of_n import choose
+    from simfarm.policies.marker import with_marker
     from simfarm.policies.split import load_tensors
+    from simfarm.policies.transformers import TransformersPolicy
 
     table = run.dir.read("samples/eval.parquet")
     drawn = table[table["sample"] != BASELINE]
@@ -281,15 +326,21 @@ def outputs(run: Run) -> None:
             top: Top = run.split.new_top()
             load_tensors(top, run.dir / f"methods/{method}/policy.safetensors")
             policy = run.split.with_top(top, method)
+            marker = run.dir.read_json(f"methods/{method}/marker.json") if method in BY_TASK else ""
+            policy = with_marker(policy, marker) if marker else policy
             run.sample(f"eval_{method}", policy, run.instructions("eval"), [f"{0:05}"])
             chosen[method] = run.dir.read(f"samples/eval_{method}.parquet")
+    for name, model in run.config.checkpoints.items():
+        own = TransformersPolicy.load(model, device=run.config.policy.device, dtype=run.config.policy.dtype)
+        run.sample(f"eval_{name}", own, run.instructions("eval"), [f"{0:05}"])
+        chosen[name] = run.dir.read(f"samples/eval_{name}.parquet")
     for name, rows in chosen.items():
         columns = rows[["instruction", "input", "output"]].assign(generator=name)
         run.dir.write(columns.reset_index(drop=True), f"outputs/{name}.json")
     for generator, file in run.config.outputs.items():
-        own = tables.read_outputs(file, generator).assign(generator=generator)
-        tables.head_to_head(own, run.dir.read(f"outputs/{BASELINE}.json"))
-        run.dir.write(own[["instruction", "input", "output", "generator"]], f"outputs/{generator}.json")
+        theirs = tables.read_outputs(file, generator).assign(generator=generator)
+        tables.head_to_head(theirs, run.dir.read(f"outputs/{BASELINE}.json"))
+        run.dir.write(theirs[["instruction", "input", "output", "generator"]], f"outputs/{generator}.json")
 
 
 def judgements(run: Run) -> None:
@@ -306,7 +357,7 @@ def judgements(run: Run) -> None:
     )
     gold = gold_scores(pool, samples, seed=run.config.seed, orders=config.orders)
     run.dir.write(samples[["id", "sample"]].assign(gold=gold.to_numpy(float)), "evaluation/sample_gold.parquet")
-    names: list[str] = [*run.config.methods, *run.config.outputs]
+    names: list[str] = [*run.config.methods, *run.config.checkpoints, *run.config.outputs]
     pairs = [tables.head_to_head(run.dir.read(f"outputs/{name}.json"), baseline) for name in names]
     judged = pool.annotate(
         pd.concat(pairs, ignore_index=True), seed=run.config.seed, orders=config.orders, replicates=config.replicates
@@ -374,6 +425,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "unlabeled_samples": unlabeled_samples,
     "expert_iteration": expert_iteration,
     "ppo": ppo,
+    **{method: by_task(method) for method in BY_TASK},
     "outputs": outputs,
     "judgements": judgements,
     "evaluation": evaluation,
@@ -401,6 +453,8 @@ def inputs_of(config: ExperimentConfig) -> dict[str, str]:
         name = str(getattr(config.data, split))
         table = instructions_named(name)[["id", "instruction", "input"]]
         found[f"instructions {name}"] = draws.digest(*map(list, table.itertuples(index=False))).hex()
+    for model in config.checkpoints.values():
+        found[f"model {model}"] = models.fingerprint(model)
     for generator, file in config.outputs.items():
         found[f"outputs {generator}"] = draws.digest(*tables.read_outputs(file, generator)["output"]).hex()
     return found

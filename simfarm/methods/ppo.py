@@ -15,31 +15,29 @@ well); the KL penalty is the plain log-ratio (it dropped its negative part, whic
 
 from __future__ import annotations
 
-import json
-import math
-import pickle
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from simfarm import draws
-from simfarm.errors import DataError, RunError, TrainingError
 from simfarm.methods.config import PPOConfig
-from simfarm.methods.sft import response_log_probabilities
+from simfarm.methods.rollouts import (
+    RewardFunction,
+    Rollouts,
+    by_row,
+    check_prompts,
+    collect,
+    new_log_probabilities,
+    prompt_rows,
+)
+from simfarm.methods.sft import states_before
+from simfarm.policies import workers
 from simfarm.policies.optimise import linear_with_warmup
 from simfarm.policies.split import SplitModel, Top
-from simfarm.policies.transformers import Response, length_sorted_batches
-from simfarm.progress import Progress, no_progress
-from simfarm.rewards.model import Text
-
-RewardFunction = Callable[[Sequence[Response], Sequence[Text]], NDArray[np.float64]]
-"""(n responses, n prompts and responses as the reward model reads them) -> (n,) rewards."""
+from simfarm.policies.training import PLAIN, Setup, Trainer
 
 
 class ValueModel(nn.Module):
@@ -54,9 +52,7 @@ class ValueModel(nn.Module):
 
     def forward(self, states: Sequence[torch.Tensor], spans: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return the values before each response token, (N,); arguments as in `response_log_probabilities`."""
-        hidden = self.top(nn.utils.rnn.pad_sequence(list(states), batch_first=True))
-        before = torch.cat([hidden[i, p - 1 : p - 1 + r] for i, (p, r) in enumerate(spans)])
-        return torch.as_tensor(self.head(before.float()).squeeze(-1))
+        return torch.as_tensor(self.head(states_before(self.top, states, spans).float()).squeeze(-1))
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -118,19 +114,6 @@ def next_kl_coef(kl_coef: float, kl: float, target: float | None) -> float:
     return kl_coef if target is None else kl_coef * (1 + 0.1 * max(-0.2, min(0.2, kl / target - 1)))
 
 
-@dataclass(frozen=True, slots=True)
-class Rollouts:
-    """What one step learns from. Lists have one entry per response; tensors are (N,), response tokens in a row."""
-
-    states: list[torch.Tensor]
-    spans: list[tuple[int, int]]
-    targets: list[list[int]]
-    old_logp: torch.Tensor
-    old_values: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-
-
 def ppo(
     split: SplitModel,
     prompts: Sequence[str],
@@ -140,10 +123,7 @@ def ppo(
     max_new_tokens: int,
     seed: int,
     value_top: Top | None = None,
-    folder: Path | None = None,
-    batch_size: int = 128,
-    progress: Progress = no_progress,
-    micro_batch: int = 16,
+    setup: Setup = PLAIN,
 ) -> tuple[Top, list[dict[str, float]]]:
     """Improve a policy by PPO.
 
@@ -155,246 +135,116 @@ def ppo(
         max_new_tokens: Length limit of a response.
         seed: Of prompts' order, sampling and minibatches.
         value_top: Where the value model starts, such as the reward model's top; the policy's own if not given.
-        folder: Where checkpoints and metrics.jsonl go. If a checkpoint is there, training goes on from it.
-        batch_size: Rows decoded together.
-        progress: Called with 1 after each step.
-        micro_batch: Rows whose gradients are computed at once; changes nothing but memory and rounding.
+        setup: How to run; checkpoints come as often as the config says.
 
     Returns:
-        The trained top, and one row of metrics per step: reward (of the reward model), kl (nats per response,
-        mean of Σ_t log π/π_ref), kl_k3 (the same by the estimator k3 of Schulman 2020), entropy (nats per token,
-        mean of -log π of the tokens drawn), length (tokens), finished (share), policy_loss, value_loss,
+        The trained top, and one row of metrics per step: those of `Rollouts.metrics`, policy_loss, value_loss,
         clip_fraction, approx_kl (k3 of the update, nats per token), explained_variance, kl_coef, learning_rate,
         seconds.
 
     Raises:
         DataError: There are no prompts.
         TrainingError: The loss is not finite; the last checkpoint stays as it is.
-        RunError: The checkpoint in `folder` cannot be read.
+        RunError: The checkpoint in the folder is damaged or another's.
     """
-    if not prompts:
-        raise DataError("PPO needs prompts; none were given.")
+    check_prompts(prompts, "PPO")
     policy, reference = split.new_top(), split.new_top().requires_grad_(False)
     value = ValueModel(split.new_top(), split.hidden_size).to(split.policy.device)
     if value_top is not None:
         value.top.load_state_dict(value_top.state_dict())
-    trained = [p for module in (policy, value) for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=config.learning_rate, eps=1e-5)
-    rate = linear_with_warmup(config.steps, config.warmup_steps)
-    history: list[dict[str, float]] = []
-    kl_coef = config.kl_coef
-    if folder is not None and (folder / CHECKPOINT).is_file():
-        history, kl_coef = _restore(folder / CHECKPOINT, policy, value, optimiser)
-        progress(len(history))
-    for step in range(len(history), config.steps):
-        start = time.monotonic()
-        rows = prompt_rows(len(prompts), config.rollouts, step, seed)
-        chosen = [prompts[i] for i in rows]
-        sampler = split.with_top(policy, "ppo")
-        responses = sampler.sample(
-            chosen,
-            [[step, i, row] for i, row in enumerate(rows)],
-            max_new_tokens=max_new_tokens,
-            seed=draws.seed_for(seed, "ppo rollouts"),
-            batch_size=batch_size,
-        )
-        rollouts, metrics = _evaluate(
-            split, policy, reference, value, chosen, responses, reward, config, kl_coef, micro_batch
-        )
-        learning_rate = config.learning_rate * rate(step)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate
-        metrics |= _update(split, policy, value, optimiser, trained, rollouts, config, seed, step, micro_batch)
-        history.append(
-            {
-                "step": float(step),
-                **metrics,
-                "kl_coef": kl_coef,
-                "learning_rate": learning_rate,
-                "seconds": time.monotonic() - start,
+    trainer = Trainer(
+        "ppo",
+        config,
+        {"policy": policy, "value": value},
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        rate=linear_with_warmup(config.steps, config.warmup_steps),
+        seed=seed,
+        setup=replace(setup, checkpoint_every=config.checkpoint_every),
+        policy=lambda: split.with_top(policy, "ppo"),
+        reference=split.policy,
+        adam_eps=1e-5,
+        max_grad_norm=config.max_grad_norm,
+    )
+    trainer.extra["kl_coef"] = config.kl_coef
+    for step in trainer.steps():
+        start, kl_coef = time.monotonic(), trainer.extra["kl_coef"]
+        rows = prompt_rows("ppo", len(prompts), config.rollouts, step, seed)
+        rollouts = collect(
+            split, policy, reference, prompts, rows, reward,
+            method="ppo", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup,
+        )  # fmt: skip
+        old_values = _values(value, rollouts, setup)
+        advantages, returns = _advantages(rollouts, old_values, config, kl_coef)
+        unexplained = (torch.cat(returns) - torch.cat(old_values)).var() / torch.cat(returns).var().clamp(min=1e-8)
+        metrics = rollouts.metrics() | {"explained_variance": float(1 - unexplained)}
+        trainer.extra["kl_coef"] = next_kl_coef(kl_coef, metrics["kl"], config.kl_target)
+
+        def loss(
+            some: list[int],
+            rollouts: Rollouts = rollouts,
+            old_values: list[torch.Tensor] = old_values,
+            advantages: list[torch.Tensor] = advantages,
+            returns: list[torch.Tensor] = returns,
+        ) -> tuple[torch.Tensor, Mapping[str, float]]:
+            old_logp, old_v, a, ret = (
+                torch.cat([rows[i] for i in some]) for rows in (rollouts.logp, old_values, advantages, returns)
+            )
+            logp = new_log_probabilities(split, policy, rollouts, some)
+            losses, clipped = policy_loss(logp, old_logp, a, config.clip)
+            values = value([rollouts.states[i] for i in some], [rollouts.spans[i] for i in some])
+            v_losses = value_loss(values, old_v, ret, config.value_clip)
+            change = logp.detach() - old_logp
+            return losses.sum() + config.value_coef * v_losses.sum(), {
+                "policy_loss": losses.sum().item(),
+                "value_loss": v_losses.sum().item(),
+                "clip_fraction": float(clipped.sum()),
+                "approx_kl": float((torch.exp(change) - 1 - change).sum()),
             }
-        )
-        kl_coef = next_kl_coef(kl_coef, metrics["kl"], config.kl_target)
-        if folder is not None:
-            _write_metrics(folder / "metrics.jsonl", history)
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                _save(folder / CHECKPOINT, policy, value, optimiser, history, kl_coef)
-        progress(1)
-    return policy, history
 
-
-def prompt_rows(n: int, rollouts: int, step: int, seed: int) -> list[int]:
-    """Return the prompts of a step: the next `rollouts` of an endless list, all n in a new order at each pass."""
-    positions = range(step * rollouts, (step + 1) * rollouts)
-    orders = {epoch: draws.permutation(n, seed, "ppo prompts", epoch) for epoch in {p // n for p in positions}}
-    return [orders[p // n][p % n] for p in positions]
+        totals = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
+        for epoch in range(config.epochs):
+            order = draws.permutation(len(rows), seed, "ppo minibatches", step, epoch)
+            for first in range(0, len(order), config.minibatch):
+                batch = order[first : first + config.minibatch]
+                sums = trainer.update(batch, rollouts.lengths, sum(rollouts.spans[i][1] for i in batch), loss)
+                totals = {name: total + sums[name] for name, total in totals.items()}
+        seen = config.epochs * sum(r for _, r in rollouts.spans)
+        means = {name: total / seen for name, total in totals.items()}
+        trainer.record({**metrics, **means, "kl_coef": kl_coef, "seconds": time.monotonic() - start})
+    return policy, trainer.history
 
 
 @torch.no_grad()
-def _evaluate(
-    split: SplitModel,
-    policy: Top,
-    reference: Top,
-    value: ValueModel,
-    prompts: Sequence[str],
-    responses: Sequence[Response],
-    reward: RewardFunction,
-    config: PPOConfig,
-    kl_coef: float,
-    micro_batch: int,
-) -> tuple[Rollouts, dict[str, float]]:
-    """Compute once per step what does not change while it learns: trunk, π_old, π_ref, V_old, rewards, advantages."""
-    end = int(split.policy.tokenizer.eos_token_id)
-    encoded = [split.policy.encode(prompt) for prompt in prompts]
-    # the reward model reads an end of turn after every response; the policy does not look at it
-    whole = split.trunk_states(encoded, [[*r.tokens, *([] if r.finished else [end])] for r in responses])
-    texts = [Text(s, len(p)) for s, p in zip(whole, encoded, strict=True)]
-    scores = np.asarray(reward(responses, texts), dtype=float)
-    if not np.isfinite(scores).all():
-        raise TrainingError("The reward of a rollout is not finite. Look at the reward model.")
-    spans = [(len(p), len(r.tokens)) for p, r in zip(encoded, responses, strict=True)]
-    states = [s[: p + r] for s, (p, r) in zip(whole, spans, strict=True)]
-    targets = [list(r.tokens) for r in responses]
-    lengths = [r for _, r in spans]
-    computed: list[tuple[torch.Tensor, ...]] = [()] * len(states)
-    for rows in length_sorted_batches([len(s) for s in states], micro_batch):
-        some, at = [states[i] for i in rows], [spans[i] for i in rows]
-        tokens = [t for i in rows for t in targets[i]]
-        parts = (
-            response_log_probabilities(split, policy, some, at, tokens),
-            response_log_probabilities(split, reference, some, at, tokens),
-            value(some, at),
-        )
-        for i, row in zip(rows, zip(*(p.split([lengths[i] for i in rows]) for p in parts), strict=True), strict=True):
-            computed[i] = row
-    logp, ref_logp, values = zip(*computed, strict=True)
-    old_logp, old_values, ratio = torch.cat(logp), torch.cat(values), torch.cat(logp) - torch.cat(ref_logp)
-    mask = _rows(torch.ones_like(old_logp), lengths)
-    rewards = _rows(-kl_coef * ratio, lengths)
+def _values(value: ValueModel, rollouts: Rollouts, setup: Setup) -> list[torch.Tensor]:
+    """Return V before each response token of every row, (r_b,)."""
+    own = workers.own(range(len(rollouts.spans)))
+    states, spans = [rollouts.states[i] for i in own], [rollouts.spans[i] for i in own]
+    mine = by_row(
+        states, spans, setup.micro_batch, lambda rows: value([states[k] for k in rows], [spans[k] for k in rows])
+    )
+    return workers.gather(mine)
+
+
+def _advantages(
+    rollouts: Rollouts, values: Sequence[torch.Tensor], config: PPOConfig, kl_coef: float
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return advantages and returns of every row, (r_b,) each."""
+    lengths = [r for _, r in rollouts.spans]
+    ratio = [a - b for a, b in zip(rollouts.logp, rollouts.ref_logp, strict=True)]
+    mask = _padded([torch.ones_like(row) for row in ratio])
+    rewards = _padded([-kl_coef * row for row in ratio])
     last = torch.tensor(lengths, device=rewards.device) - 1
-    rewards[torch.arange(len(lengths)), last] += torch.tensor(scores, dtype=torch.float32, device=rewards.device)
+    scores = torch.tensor(rollouts.scores, dtype=torch.float32, device=rewards.device)
+    rewards[torch.arange(len(lengths)), last] += scores
     # AlpacaFarm scales rewards to unit variance without moving their mean, then whitens advantages
     rewards = whiten(rewards, mask, shift_mean=False)
-    advantages, returns = gae(rewards, _rows(old_values, lengths), mask, gamma=config.gamma, lam=config.gae_lambda)
+    advantages, returns = gae(rewards, _padded(values), mask, gamma=config.gamma, lam=config.gae_lambda)
     advantages = whiten(advantages, mask)
-    on = mask.bool()
-    unexplained = (returns[on] - old_values).var() / returns[on].var().clamp(min=1e-8)
-    metrics = {
-        "reward": float(scores.mean()),
-        "kl": float(ratio.sum()) / len(lengths),
-        "kl_k3": float((torch.exp(-ratio) - 1 + ratio).sum()) / len(lengths),
-        "entropy": float(-old_logp.mean()),
-        "length": float(np.mean(lengths)),
-        "finished": float(np.mean([r.finished for r in responses])),
-        "explained_variance": float(1 - unexplained),
-    }
-    return Rollouts(states, spans, targets, old_logp, old_values, advantages[on], returns[on]), metrics
+    first, second = ([row[:r] for row, r in zip(t, lengths, strict=True)] for t in (advantages, returns))
+    return first, second
 
 
-def _update(
-    split: SplitModel,
-    policy: Top,
-    value: ValueModel,
-    optimiser: torch.optim.Optimizer,
-    trained: list[nn.Parameter],
-    rollouts: Rollouts,
-    config: PPOConfig,
-    seed: int,
-    step: int,
-    micro_batch: int,
-) -> dict[str, float]:
-    """Take the optimiser steps of one PPO step; returns means over its tokens."""
-    lengths = [r for _, r in rollouts.spans]
-    edges = np.concatenate([[0], np.cumsum(lengths)])
-    totals = {"policy_loss": 0.0, "value_loss": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
-    for epoch in range(config.epochs):
-        order = draws.permutation(len(lengths), seed, "ppo minibatches", step, epoch)
-        for start in range(0, len(order), config.minibatch):
-            # micro-batches of like length: little filling; their sum is the same in any order
-            rows = sorted(order[start : start + config.minibatch], key=lambda i: len(rollouts.states[i]))
-            tokens = sum(lengths[i] for i in rows)
-            optimiser.zero_grad()
-            for part in range(0, len(rows), micro_batch):
-                some = rows[part : part + micro_batch]
-                at = torch.cat([torch.arange(edges[i], edges[i + 1]) for i in some]).to(rollouts.old_logp.device)
-                states, spans = [rollouts.states[i] for i in some], [rollouts.spans[i] for i in some]
-                logp = response_log_probabilities(
-                    split, policy, states, spans, [t for i in some for t in rollouts.targets[i]]
-                )
-                losses, clipped = policy_loss(logp, rollouts.old_logp[at], rollouts.advantages[at], config.clip)
-                v_losses = value_loss(
-                    value(states, spans), rollouts.old_values[at], rollouts.returns[at], config.value_clip
-                )
-                loss = (losses.sum() + config.value_coef * v_losses.sum()) / tokens
-                if not torch.isfinite(loss):
-                    raise TrainingError(
-                        f"PPO's loss is not finite at step {step}. Lower ppo.learning_rate or raise ppo.kl_coef; the "
-                        "last checkpoint is kept."
-                    )
-                loss.backward()
-                change = logp.detach() - rollouts.old_logp[at]
-                totals["policy_loss"] += losses.sum().item()
-                totals["value_loss"] += v_losses.sum().item()
-                totals["clip_fraction"] += float(clipped.sum())
-                totals["approx_kl"] += float((torch.exp(change) - 1 - change).sum())
-            nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-            optimiser.step()
-    return {name: total / (config.epochs * sum(lengths)) for name, total in totals.items()}
-
-
-def _rows(flat: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """Turn (N,) into (B, T), rows on the left, 0 after their end."""
-    return nn.utils.rnn.pad_sequence(list(flat.split(list(lengths))), batch_first=True)
-
-
-CHECKPOINT = "checkpoint.pt"
-
-
-def _save(
-    path: Path,
-    policy: Top,
-    value: ValueModel,
-    optimiser: torch.optim.Optimizer,
-    history: list[dict[str, float]],
-    kl_coef: float,
-) -> None:
-    state = {
-        "policy": _trained(policy),
-        "value": _trained(value),
-        "optimiser": optimiser.state_dict(),
-        "history": history,
-        "kl_coef": kl_coef,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _trained(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def _restore(
-    path: Path, policy: Top, value: ValueModel, optimiser: torch.optim.Optimizer
-) -> tuple[list[dict[str, float]], float]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for module, tensors in ((policy, state["policy"]), (value, state["value"])):
-            with torch.no_grad():
-                for name, p in module.named_parameters():
-                    if p.requires_grad:
-                        p.copy_(tensors[name])
-        optimiser.load_state_dict(state["optimiser"])
-        return state["history"], state["kl_coef"]
-    except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise RunError(f"The checkpoint {path} is damaged. Delete it to begin this stage anew.") from error
-
-
-def _write_metrics(path: Path, history: list[dict[str, float]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    # JSON has no NaN
-    rows = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in history]
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    partial.replace(path)
+def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Turn B rows into (B, T), rows on the left, 0 after their end."""
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -172,7 +172,10 @@ class Trainer:
             try:
                 part, metrics = loss(mine[start : start + self.setup.micro_batch])
                 (part / total).backward()
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:
+                # on a CPU PyTorch says it in a RuntimeError like any other
+                if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+                    raise
                 raise TrainingError(
                     f"Memory ran out with {self.setup.micro_batch} rows at once. Set micro_batch to "
                     f"{max(1, self.setup.micro_batch // 2)}: it halves what a step needs and changes nothing else."

@@ -26,6 +26,12 @@ def join() -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def wait() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def leave() -> None:
     """Leave the group that `join` joined."""
     if dist.is_initialized():

@@ -26,3 +26,7 @@ class RewardConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     pooling: Pooling = "last"
     """Which state is scored: the last token's, or the mean over the response."""
+    margin: float = Field(0.0, ge=0)
+    """Gap that preferred responses are to have, in log-odds (Touvron et al. 2023)."""
+    flip: float = Field(0.0, ge=0, lt=0.5)
+    """Share of labels known to be turned round, which the loss then allows for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from simfarm import draws
-from simfarm.errors import DataError, TrainingError
+from simfarm.errors import ConfigError, DataError, TrainingError
 from simfarm.policies.optimise import Log, cosine_with_warmup
 from simfarm.policies.split import SplitModel
 from simfarm.policies.transformers import length_sorted_batches
 from simfarm.progress import Progress, no_progress
 from simfarm.rewards.config import RewardConfig
-from simfarm.rewards.losses import pairwise_loss
-from simfarm.rewards.model import RewardModel
+from simfarm.rewards.losses import pairwise_loss, plackett_luce_loss
+from simfarm.rewards.model import RewardModel, Text
 from simfarm.rewards.probe import fit_probe
 
 
@@ -69,7 +69,6 @@ def train_reward_model(
             "in; put the preferred response at random in output_1 or output_2."
         )
     model = RewardModel(split, config.pooling)
-    device = model.offset.device
     # responses that stand in several pairs are computed once, here and in every batch
     number: dict[tuple[str, str], int] = {}
     sides = [
@@ -85,27 +84,115 @@ def train_reward_model(
         weights = fit_probe(states, sides[0], sides[1], p_first, pairs.prompts, seed=seed)
         with torch.no_grad():
             model.score.weight.copy_(torch.tensor(weights).unsqueeze(0))
+
+    def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, float]:
+        target = torch.tensor(p_first[rows], dtype=torch.float32, device=model.offset.device)
+        r1, r2 = (rewards([side[i] for i in rows]) for side in sides)
+        right = ((r1 > r2) == (target > 0.5)).float()[target != 0.5].mean()
+        return pairwise_loss(r1, r2, target, margin=config.margin, flip=config.flip), right.item()
+
+    members = list(zip(*sides, strict=True))
+    _fit(model, texts, pairs.prompts, members, loss, config, seed=seed, log=log, progress=progress)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Rankings:
+    """Ranked responses: rendered prompts, and to each two or more responses, the best first, without ties."""
+
+    prompts: Sequence[str]
+    responses: Sequence[Sequence[str]]
+
+
+def train_on_rankings(
+    split: SplitModel,
+    rankings: Rankings,
+    config: RewardConfig,
+    *,
+    seed: int,
+    log: Log = lambda row: None,
+    progress: Progress = no_progress,
+) -> RewardModel:
+    """Fit a reward model to rankings by K-wise maximum likelihood under Plackett–Luce.
+
+    Args:
+        split: The model and where it is cut.
+        rankings: What is learned.
+        config: Hyper-parameters; a batch counts rankings. `head`, `margin` and `flip` are of pairs only.
+        seed: Of the order of the rankings.
+        log: Called after each optimiser step with loss, accuracy (share of the batch's best responses with the highest
+            reward) and learning rate.
+        progress: Called with the number of rankings seen, epoch by epoch.
+
+    Raises:
+        DataError: There is no ranking, or one of fewer than two responses.
+        ConfigError: The config asks for what is of pairs only.
+        TrainingError: The loss is not finite.
+    """
+    short = [i for i, row in enumerate(rankings.responses) if len(row) < 2]
+    if not rankings.prompts or short:
+        raise DataError(
+            f"Rankings of two or more responses are needed; {len(rankings.prompts)} were given"
+            + (f", and row {short[0]} has {len(rankings.responses[short[0]])}." if short else ".")
+        )
+    if config.head != "zero" or config.margin or config.flip:
+        raise ConfigError("head = 'probe', margin and flip are for pairs; rankings take none of them.")
+    model = RewardModel(split, config.pooling)
+    number: dict[tuple[str, str], int] = {}
+    members = [
+        [number.setdefault((prompt, response), len(number)) for response in row]
+        for prompt, row in zip(rankings.prompts, rankings.responses, strict=True)
+    ]
+    texts = model.texts([prompt for prompt, _ in number], [response for _, response in number])
+
+    def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, float]:
+        ranked = [rewards(members[i]) for i in rows]
+        return plackett_luce_loss(ranked), float(np.mean([int(r.argmax()) == 0 for r in ranked]))
+
+    _fit(model, texts, rankings.prompts, members, loss, config, seed=seed, log=log, progress=progress)
+    return model
+
+
+Rewards = Callable[[Sequence[int]], torch.Tensor]
+"""Texts of a batch -> their rewards."""
+
+
+def _fit(
+    model: RewardModel,
+    texts: Sequence[Text],
+    prompts: Sequence[str],
+    members: Sequence[Sequence[int]],
+    loss_of: Callable[[list[int], Rewards], tuple[torch.Tensor, float]],
+    config: RewardConfig,
+    *,
+    seed: int,
+    log: Log,
+    progress: Progress,
+) -> None:
+    """Train on labels that each compare some texts; `loss_of` gives a batch's loss and accuracy."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    epochs = [prompt_batches(pairs.prompts, config.batch_size, seed, epoch) for epoch in range(config.epochs)]
+    epochs = [prompt_batches(prompts, config.batch_size, seed, epoch) for epoch in range(config.epochs)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine_with_warmup(sum(map(len, epochs)), 0.03))
     for rows in itertools.chain.from_iterable(epochs):
-        target = torch.tensor(p_first[rows], dtype=torch.float32, device=device)
-        place = {t: k for k, t in enumerate(sorted({side[i] for side in sides for i in rows}))}
-        rewards = model([texts[t] for t in place])
-        r1, r2 = (rewards[[place[side[i]] for i in rows]] for side in sides)
-        loss = pairwise_loss(r1, r2, target)
+        place = {t: k for k, t in enumerate(sorted({t for i in rows for t in members[i]}))}
+        computed = model([texts[t] for t in place])
+
+        def rewards(
+            some: Sequence[int], computed: torch.Tensor = computed, place: dict[int, int] = place
+        ) -> torch.Tensor:
+            return computed[[place[t] for t in some]]
+
+        loss, accuracy = loss_of(rows, rewards)
         if not torch.isfinite(loss):
             raise TrainingError("The reward model's loss is not finite. Lower reward.learning_rate.")
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        right = ((r1 > r2) == (target > 0.5)).float()[target != 0.5].mean()
-        log({"loss": loss.item(), "accuracy": right.item(), "learning_rate": float(schedule.get_last_lr()[0])})
+        log({"loss": loss.item(), "accuracy": accuracy, "learning_rate": float(schedule.get_last_lr()[0])})
         schedule.step()
         progress(len(rows))
-    return model
 
 
 def prompt_batches(prompts: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
