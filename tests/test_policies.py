@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import LETTERS, save_tiny, tiny_policy
+from transformers.cache_utils import DynamicLayer
 
 from simfarm.errors import ConfigError, DataError, ModelError
+from simfarm.policies.cache import RoomyLayer
 from simfarm.policies.split import SplitModel, load_tensors, save_tensors
 from simfarm.policies.transformers import (
     TransformersPolicy,
@@ -85,6 +87,25 @@ def test_log_probabilities_in_contexts_do_not_depend_on_the_texts_beside(policy:
         assert policy.log_probabilities_in_contexts([both], [response])[0].tolist() == values.tolist()
         plain = policy.log_probabilities(both, [response] * 2)
         assert values == pytest.approx(np.stack(plain), abs=1e-4)
+
+
+def test_a_cache_with_room_holds_what_one_without_holds() -> None:
+    rng = np.random.default_rng(0)
+    roomy, plain = RoomyLayer(), DynamicLayer()
+    for _ in range(40):
+        rows = 4 if not plain.get_seq_length() else plain.keys.shape[0]
+        new = [torch.tensor(rng.normal(size=(rows, 2, rng.integers(1, 40), 3))) for _ in range(2)]
+        new[1] = torch.tensor(rng.normal(size=new[0].shape))
+        for layer in (roomy, plain):
+            layer.update(*new)
+        if rng.random() < 0.3:
+            kept = torch.tensor(sorted(rng.choice(rows, max(1, rows - 1), replace=False)))
+            for layer in (roomy, plain):
+                layer.batch_select_indices(kept)
+        if rng.random() < 0.3:
+            for layer in (roomy, plain):
+                layer.crop(-1)
+        assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
 
 
 def test_the_end_of_turn_stops_a_response(policy: TransformersPolicy) -> None:

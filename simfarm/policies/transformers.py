@@ -219,6 +219,8 @@ class TransformersPolicy:
         """
         from transformers import DynamicCache
 
+        from simfarm.policies.cache import roomy_cache
+
         logits, masks, caches = [], [], []
         for start in range(0, len(prompts), PROMPT_GROUP):
             input_ids, mask = pad(prompts[start : start + PROMPT_GROUP], self.pad_id, side="left", device=self.device)
@@ -231,7 +233,7 @@ class TransformersPolicy:
             masks.append(mask)
             caches.append(cache)
         width = masks[-1].shape[1]
-        whole = DynamicCache(config=self.model.config)
+        whole = roomy_cache(self.model.config)
         for layer in range(len(caches[0].layers)):
             parts = [(c.layers[layer].keys, c.layers[layer].values) for c in caches]
             keys, values = (torch.cat([_fill_left(t, width, -2) for t in side]) for side in zip(*parts, strict=True))
