@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from tiny import save_tiny
 
+from simfarm import draws
 from simfarm.cli import cli
 from simfarm.errors import ConfigError, RunError, UnknownNameError
 from simfarm.experiments.config import load_experiment
@@ -118,18 +117,24 @@ def test_a_finished_run_is_only_opened(tiny_toml: Path, finished: Path) -> None:
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(tiny_toml: Path, finished: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle of one stage after another; the last start finishes."""
+    """kill -9 at some moment of every stage; the last start finishes."""
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "simfarm", "run", str(tiny_toml), "--out", str(out)]
+    seconds = json.loads((finished / "stages.json").read_text())
     stages = stages_of(load_experiment(str(tiny_toml)))
-    for stage in (stages[0], "reward", "ppo", "judgements"):
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
+        blow = threading.Timer(draws.uniform(0, "kill", stage) * seconds[stage], process.kill)
         for line in process.stderr:
-            if line.strip().endswith(stage.replace("_", " ")):
-                time.sleep(0.05)
-                os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+            said = line.strip().partition("] ")[2].replace(" ", "_")
+            if said == stage:
+                blow.start()
+            # a stage that ended before the blow: at once, so that the next is left to be killed as well
+            elif said == following:
+                process.kill()
+        blow.cancel()
+        process.wait()
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert results(out) == results(finished)
     assert not list(out.rglob("unit-*"))

@@ -18,10 +18,11 @@ from simfarm import draws, tables
 from simfarm.annotators.pool import Pool, load_pool
 from simfarm.errors import DataError, require
 from simfarm.evalsets import load_human_ranking, load_instructions, set_names
-from simfarm.evaluation.correlation import correlations
+from simfarm.evaluation.correlation import rank_correlations
 from simfarm.evaluation.length_control import length_controlled
 from simfarm.evaluation.winrate import paired_differences, win_rates
 from simfarm.experiments.config import ExperimentConfig
+from simfarm.experiments.looks import training_gold
 from simfarm.experiments.rundir import RunDirectory
 from simfarm.overoptimization.best_of_n import best_of_n_curve
 from simfarm.progress import track
@@ -243,9 +244,10 @@ def ppo(run: Run) -> None:
     """Train by PPO on the unlabelled instructions; metrics are in methods/ppo/metrics.jsonl."""
     from simfarm.methods import ppo as method
     from simfarm.policies.split import save_tensors
-    from simfarm.policies.training import CHECKPOINT, Setup
+    from simfarm.policies.training import CHECKPOINT, Setup, Watch
 
-    p, folder = run.config.policy, run.dir / "methods/ppo"
+    p, folder, every = run.config.policy, run.dir / "methods/ppo", run.config.overoptimization.every
+    watch = Watch(run.prompts(run.instructions("eval")), every, p.max_new_tokens) if every else None
     reward_model = run.reward
     with track("PPO", run.config.ppo.steps, "steps") as advance:
         top, _ = method.ppo(
@@ -256,7 +258,7 @@ def ppo(run: Run) -> None:
             max_new_tokens=p.max_new_tokens,
             seed=run.config.seed,
             value_top=reward_model.top,
-            setup=Setup(folder=folder, batch_size=p.batch_size, progress=advance),
+            setup=Setup(folder=folder, batch_size=p.batch_size, progress=advance, watch=watch),
         )
     save_tensors(top, folder / "policy.safetensors")
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -389,12 +391,15 @@ def evaluation(run: Run) -> None:
     if len(rates) > 1:
         run.dir.write(paired_differences(judged, baseline=BASELINE), "evaluation/paired_differences.csv")
     if run.config.evaluation.human_ranking:
-        human = load_human_ranking(run.config.evaluation.human_ranking)
+        # AlpacaFarm has no people's rate of some methods
+        human = load_human_ranking(run.config.evaluation.human_ranking).dropna(subset="score")
         both = rates.merge(human, on="generator")
         run.dir.write(both[["generator", "win_rate", "score"]], "evaluation/against_humans.csv")
         # two methods can only agree or not: no coefficient says anything
         if len(both) >= 3:
-            run.dir.write(correlations(both["win_rate"], both["score"]), "evaluation/correlations.csv")
+            simulated = rates[["generator", "standard_error"]].assign(score=rates["win_rate"])
+            found = rank_correlations(simulated, human, seed=run.config.seed)
+            run.dir.write(found, "evaluation/correlations.csv")
     curve_of(run)
 
 
@@ -428,6 +433,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     **{method: by_task(method) for method in BY_TASK},
     "outputs": outputs,
     "judgements": judgements,
+    "training_gold": training_gold,
     "evaluation": evaluation,
     "report": report,
 }
@@ -439,6 +445,8 @@ def stages_of(config: ExperimentConfig) -> list[str]:
     unneeded = {method for method in TRAINED if method not in config.methods}
     if "expert_iteration" in unneeded:
         unneeded.add("unlabeled_samples")
+    if "ppo" in unneeded or config.overoptimization.every is None:
+        unneeded.add("training_gold")
     return [name for name in STAGES if name not in unneeded]
 
 
