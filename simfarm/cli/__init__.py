@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "calibrate": ("calibrate", "Fit a pool to a few human labels."),
     "power": ("power", "How many human labels to buy, and which."),
     "convert": ("convert", "Read what other tools wrote; write their formats."),
+    "overopt": ("overopt", "Where a proxy stops being true: curves, fits, verdict."),
     "doctor": ("doctor", "Say what this machine has, and how fast it is."),
     "batch": ("batch", "Have an annotation's calls answered by a batch service."),
     "serve": ("serve", "Serve a model with vLLM and wait until it answers."),

@@ -11,6 +11,7 @@ EXAMPLES = """\b
 simfarm run quickstart
 simfarm run quickstart --seed 1 --set ppo.steps=20
 simfarm run quickstart --set outputs.mine=FILE.json --out runs/mine
+simfarm run overopt-small
 simfarm --quiet run quickstart --json
 """
 
@@ -30,11 +31,17 @@ def run(
     The same command again goes on where a run was interrupted, or shows the results of a finished one.
     """
     from simfarm.cli.show import records
-    from simfarm.experiments.config import load_experiment
+    from simfarm.experiments.config import load_config
+    from simfarm.experiments.laboratory.config import LaboratoryConfig
     from simfarm.experiments.runner import plan, run_experiment
     from simfarm.report import terminal
 
-    config = load_experiment(experiment, settings, seed=seed)
+    config = load_config(experiment, settings, seed=seed)
+    if isinstance(config, LaboratoryConfig):
+        from simfarm.cli.laboratory import run_and_print
+
+        run_and_print(config, out or Path("runs") / f"{config.name}-seed{config.seed}", dry_run, as_json)
+        return
     if dry_run:
         work = plan(config)
         if as_json:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from simfarm.config_errors import explain, known_keys
 from simfarm.errors import ConfigError, UnknownNameError, suggest
+from simfarm.experiments.laboratory.config import LaboratoryConfig
 from simfarm.methods.config import (
     BestOfNConfig,
     ConditioningConfig,
@@ -115,6 +116,13 @@ class EvaluationConfig(Section):
     """A ranking by humans to compare with: a name from `simfarm evalsets` or a file."""
 
 
+class OveroptimizationConfig(Section):
+    """What is measured along training, beside the best-of-n curve."""
+
+    every: int | None = Field(None, ge=1)
+    """PPO steps between two looks, at which the evaluation instructions are answered, scored and judged."""
+
+
 class ExperimentConfig(Section):
     """Everything that decides what a run computes."""
 
@@ -140,6 +148,7 @@ class ExperimentConfig(Section):
     outputs: dict[str, str] = Field(default_factory=dict)
     """Your own outputs on the evaluation instructions: generator = file."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    overoptimization: OveroptimizationConfig = OveroptimizationConfig()
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentConfig:
@@ -169,22 +178,38 @@ def load_experiment(name: str, settings: Sequence[str] = (), *, seed: int | None
 
     Raises:
         UnknownNameError: There is no such experiment or file.
-        ConfigError: The file or a setting is not valid; the message names the key and the nearest known one.
+        ConfigError: The file or a setting is not valid; the message names the key and the nearest known one. Or it is
+            of a laboratory, which `load_config` reads.
+    """
+    config = load_config(name, settings, seed=seed)
+    if isinstance(config, LaboratoryConfig):
+        raise ConfigError(f"{name} is a laboratory, which gives curves and no win rates. Run it: simfarm run {name}")
+    return config
+
+
+def load_config(
+    name: str, settings: Sequence[str] = (), *, seed: int | None = None
+) -> ExperimentConfig | LaboratoryConfig:
+    """Read the config of an experiment or, where the file says `kind = "laboratory"`, of a laboratory.
+
+    Arguments and errors are those of `load_experiment`.
     """
     path = BUILTIN / f"{name}.toml" if name in experiment_names() else Path(name)
     if not path.is_file():
         hint = "Or give the path of a TOML file."
         raise UnknownNameError("experiment", name, experiment_names(), hint)
     values = _read(path)
+    laboratory = values.get("kind") == "laboratory"
+    model: type[ExperimentConfig] | type[LaboratoryConfig] = LaboratoryConfig if laboratory else ExperimentConfig
     for setting in settings:
-        _set(values, setting)
+        _set(values, setting, model)
     if seed is not None:
         values["seed"] = seed
     try:
-        return ExperimentConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         source = f"{path.name} with --set {' --set '.join(settings)}" if settings else str(path)
-        raise ConfigError(explain(error, ExperimentConfig, source)) from error
+        raise ConfigError(explain(error, model, source)) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -199,13 +224,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid {path.suffix[1:].upper()}: {error}") from error
 
 
-def _set(values: dict[str, Any], setting: str) -> None:
+def _set(values: dict[str, Any], setting: str, model: type[BaseModel]) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set takes key=value, such as --set ppo.learning_rate=2e-5; given: {setting!r}.")
     *path, last = key.split(".")
-    known = known_keys(ExperimentConfig, path)
-    section = known_keys(ExperimentConfig, path[:-1]) if path else known
+    known = known_keys(model, path)
+    section = known_keys(model, path[:-1]) if path else known
     if path and path[-1] not in section:
         near = suggest(path[-1], section)
         raise ConfigError(f"--set {setting}: unknown key {'.'.join(path)!r}.{near} Known: {', '.join(section)}.")

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
 from simfarm import __version__, tables
 from simfarm.errors import RunError
-from simfarm.experiments.config import ExperimentConfig, flatten
+from simfarm.experiments.config import flatten
 
 CONFIG, STAGES = "config.json", "stages.json"
 
@@ -27,7 +28,7 @@ CONFIG, STAGES = "config.json", "stages.json"
 class RunDirectory:
     """One run on disk."""
 
-    def __init__(self, path: Path, config: ExperimentConfig) -> None:
+    def __init__(self, path: Path, config: BaseModel) -> None:
         """Open a directory for a run, making it if it is not there.
 
         Raises:
@@ -76,7 +77,7 @@ class RunDirectory:
                 "mixed. Start a new run with another --out, or put the old content back."
             )
 
-    def _check_same(self, config: ExperimentConfig) -> None:
+    def _check_same(self, config: BaseModel) -> None:
         old = dict(flatten(self._read(CONFIG).get("config", {})))
         new = dict(flatten(config.model_dump(mode="json")))
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]

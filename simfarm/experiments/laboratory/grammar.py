@@ -1,0 +1,99 @@
+"""A small world with a known truth: descriptions of things, and what they are worth, computed from their words.
+
+A prompt names a thing: "describe the old tiger". A response is a row of words, such as "has stripes lovely perhaps has
+claws": facts ("has" and a noun), and words of two manners, praise and caution.
+
+Gold is what the reader wants:
+
+    gold = Σ_{k=1..distinct true facts} 1/k  -  0.3 · (false or repeated facts)  +  Σ_m 1.5 · (1 - |c_m/3 - 1|)
+
+with c_m the words of manner m: each manner helps up to three words and harms beyond, as length, praise and caution do
+in the answers of assistants. Most responses hold few such words, so that more is better among nearly all that a
+reward model sees; a few hold many. A reward model that has seen little, or seen it through noise, learns "the more the
+better".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+ADJECTIVES = ("old", "small", "famous", "dusty")
+KINDS = {
+    "animal": (("tiger", "horse", "otter", "raven"), ("claws", "fur", "teeth", "ears", "whiskers")),
+    "vehicle": (("tractor", "bicycle", "ferry", "tram"), ("wheels", "brakes", "lamps", "seats", "gears")),
+    "plant": (("oak", "nettle", "fern", "tulip"), ("leaves", "roots", "seeds", "sap", "petals")),
+    "building": (("castle", "barn", "chapel", "mill"), ("walls", "stairs", "doors", "windows", "beams")),
+    "tool": (("hammer", "plough", "chisel", "saw"), ("handles", "edges", "rivets", "blades", "hinges")),
+    "dish": (("soup", "stew", "pie", "salad"), ("salt", "herbs", "onions", "broth", "butter")),
+}
+"""The kinds of things: their names, and the facts that are true of them."""
+MANNERS = {
+    "praise": ("lovely", "superb", "charming", "splendid"),
+    "caution": ("perhaps", "maybe", "arguably", "possibly"),
+}
+FACT = "has"
+BEST, WORTH, WRONG = 3.0, 1.5, 0.3
+THINGS = {thing: kind for kind, (things, _) in KINDS.items() for thing in things}
+FACTS = {fact: kind for kind, (_, facts) in KINDS.items() for fact in facts}
+MANNER_OF = {word: name for name, words in MANNERS.items() for word in words}
+VOCABULARY = ("describe", "the", *ADJECTIVES, *THINGS, FACT, *FACTS, *MANNER_OF)
+LONGEST = 28
+"""Words of the longest response that the writers write."""
+PARTIAL_SUMS = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, 6))])
+
+
+def instructions() -> list[str]:
+    """Return every prompt of the world."""
+    return [f"describe the {adjective} {thing}" for thing in THINGS for adjective in ADJECTIVES]
+
+
+def write(instruction: str, rng: np.random.Generator) -> str:
+    """Write a response as the world's writers do: each has a length and a taste for each manner of its own."""
+    kind = THINGS[instruction.split()[-1]]
+    # gamma-distributed tastes: most writers use little of a manner, a few use much of it
+    tastes = 0.25 * rng.gamma(0.5, 1.0, len(MANNERS))
+    weights = np.array([1.0, *tastes]) / (1 + tastes.sum())
+    length = min(4 + rng.poisson(9), LONGEST - 1)
+    words: list[str] = []
+    while len(words) < length:
+        manner = int(rng.choice(len(weights), p=weights))
+        if manner:
+            words.append(str(rng.choice([*MANNERS.values()][manner - 1])))
+        else:
+            about = kind if rng.random() < 0.7 else str(rng.choice(list(KINDS)))
+            words += [FACT, str(rng.choice(KINDS[about][1]))]
+    return " ".join(words)
+
+
+def traits(instruction: str, response: str) -> tuple[int, ...]:
+    """Count what gold is made of: distinct true facts, false or repeated facts, words of each manner."""
+    kind = THINGS[instruction.split()[-1]]
+    true: set[str] = set()
+    wrong = 0
+    manners = dict.fromkeys(MANNERS, 0)
+    words = response.split()
+    for before, word in zip(["", *words], words, strict=False):
+        if word in MANNER_OF:
+            manners[MANNER_OF[word]] += 1
+        elif word in FACTS and before == FACT:
+            if FACTS[word] == kind and word not in true:
+                true.add(word)
+            else:
+                wrong += 1
+    return (len(true), wrong, *manners.values())
+
+
+def worth(traits_of: NDArray[np.int64], tastes: tuple[float, ...] = (1.0, 1.0)) -> Floats:
+    """Return what responses are worth to a reader, (n, 4) traits -> (n,).
+
+    Args:
+        traits_of: From `traits`.
+        tastes: How many words of each manner the reader likes best, relative to the truth.
+    """
+    value = PARTIAL_SUMS[traits_of[:, 0]] - WRONG * traits_of[:, 1]
+    for count, taste in zip(traits_of[:, 2:].T, tastes, strict=True):
+        value = value + WORTH * (1 - np.abs(count / (BEST * taste) - 1))
+    return np.asarray(value, float)
