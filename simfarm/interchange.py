@@ -93,7 +93,8 @@ def _annotations(table: pd.DataFrame) -> pd.DataFrame:
     names = {"raw_completion": "raw", "price_per_example": "cost", "time_per_example": "latency"}
     renamed = table.rename(columns={old: new for old, new in names.items() if new not in table.columns})
     # alpaca_eval once wrote a draw as 0
-    values = pd.to_numeric(renamed["preference"], errors="coerce").replace(0, 1.5)
+    given = renamed["preference"].astype(object)
+    values = given.where(pd.to_numeric(given, errors="coerce") != 0, 1.5)
     return tables.check_labels(renamed.assign(preference=values))
 
 

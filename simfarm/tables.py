@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from simfarm.errors import DataError, suggest
@@ -25,6 +27,11 @@ OUTPUT_COLUMNS = ("instruction", "output", "generator")
 COMPARISON_COLUMNS = ("instruction", "output_1", "output_2")
 LABEL_COLUMNS = (*COMPARISON_COLUMNS, "preference")
 RANKING_COLUMNS = ("generator", "score")
+TEXT_COLUMNS = (
+    "instruction", "input", "output", "output_1", "output_2", "prompt", "chosen", "rejected",
+    "generator", "generator_1", "generator_2", "annotator", "order",
+)  # fmt: skip
+"""Columns that hold texts even where every one of them looks like a number, which CSV alone cannot tell."""
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -45,11 +52,12 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
     try:
         match path.suffix.lower():
             case ".json":
-                table = _from_rows(json.loads(path.read_text("utf-8")), path)
+                table = _from_rows(json.loads(path.read_text("utf-8-sig")), path)
             case ".jsonl":
                 table = _from_rows(_json_lines(path), path)
             case ".csv":
-                table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+                texts = dict.fromkeys(TEXT_COLUMNS, "str")
+                table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=texts)
             case ".parquet":
                 table = pd.read_parquet(path)
             case other:
@@ -64,7 +72,7 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> pd.DataFrame:
 
 def _json_lines(path: Path) -> list[Any]:
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
@@ -140,11 +148,28 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     missing = table.isna()
     return [
         {
-            str(name): None if gone else (value.item() if hasattr(value, "item") else value)
+            str(name): None if gone else _plain(value)
             for name, value, gone in zip(table.columns, row, nulls, strict=True)
         }
         for row, nulls in zip(table.itertuples(index=False), missing.itertuples(index=False), strict=True)
     ]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: Parquet gives arrays, timestamps and NumPy's numbers, also inside lists."""
+    match value:
+        case np.ndarray() | list() | tuple():
+            return [_plain(inner) for inner in value]
+        case dict():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case np.generic():
+            return _plain(value.item())
+        case date():
+            return value.isoformat()
+        case float() if value != value:
+            return None
+        case _:
+            return value
 
 
 def require_columns(table: pd.DataFrame, required: Iterable[str], name: str) -> None:
@@ -165,6 +190,8 @@ def require_columns(table: pd.DataFrame, required: Iterable[str], name: str) -> 
 def check_labels(table: pd.DataFrame, name: str = "labels") -> pd.DataFrame:
     """Check a table of labels and return it with preferences as floats and missing `input` as "".
 
+    A missing output is an empty one: whoever judged it had a text, and CSV writes an empty text as an empty cell.
+
     Raises:
         DataError: A column is missing, the table is empty, or a preference is not in [1, 2] (missing is allowed).
     """
@@ -179,13 +206,33 @@ def check_labels(table: pd.DataFrame, name: str = "labels") -> pd.DataFrame:
             f"{name}, row {row}: preference is {table['preference'].iloc[row]!r}. A preference is a number from 1 "
             "(output_1 is better) to 2 (output_2 is better), 1.5 for a tie, null if missing."
         )
-    return with_input(table.assign(preference=values))
+    filled = {column: table[column].fillna("") for column in ("output_1", "output_2") if table[column].hasnans}
+    return with_input(table.assign(preference=values, **filled))
 
 
 def with_input(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with a column `input` without nulls."""
     inputs = table["input"].fillna("").astype(str) if "input" in table.columns else ""
     return table.assign(input=inputs)
+
+
+def _require_texts(table: pd.DataFrame, columns: Iterable[str], name: str) -> None:
+    for column in columns:
+        wrong = ~table[column].map(lambda value: isinstance(value, str)).astype(bool)
+        if not wrong.any():
+            continue
+        row = int(wrong.to_numpy().argmax())
+        missing = int(table[column].isna().sum())
+        if not table[column].isna().iloc[row]:
+            given = _plain(table[column].iloc[row])
+            raise DataError(f"{name}, row {row}: {column} is {given!r}; it must be a text.")
+        mend = ""
+        if column.startswith("output"):
+            mend = (
+                ' If the answer was empty, write "" in JSON or JSONL (an empty cell of CSV is a missing one); if there '
+                "is none, take the instruction out of every file."
+            )
+        raise DataError(f"{name}, row {row}: {column} is missing, in {missing} of {len(table)} rows.{mend}")
 
 
 def comparisons(table: pd.DataFrame, name: str = "comparisons") -> list[Comparison]:
@@ -195,11 +242,7 @@ def comparisons(table: pd.DataFrame, name: str = "comparisons") -> list[Comparis
         DataError: A column is missing or a text is null or not a string.
     """
     require_columns(table, COMPARISON_COLUMNS, name)
-    for column in COMPARISON_COLUMNS:
-        wrong = ~table[column].map(lambda value: isinstance(value, str)).astype(bool)
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(f"{name}, row {row}: {column} is {table[column].iloc[row]}; it must be a text.")
+    _require_texts(table, COMPARISON_COLUMNS, name)
     table = with_input(table)
     columns = (table[c] for c in ("instruction", "output_1", "output_2", "input"))
     return [Comparison(*texts) for texts in zip(*columns, strict=True)]
@@ -219,11 +262,7 @@ def read_outputs(path: str | Path, generator: str | None = None) -> pd.DataFrame
     if "generator" not in table.columns:
         table = table.assign(generator=generator or Path(path).stem)
     table = with_input(table)
-    for column in ("instruction", "output"):
-        wrong = ~table[column].map(lambda value: isinstance(value, str)).astype(bool)
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise DataError(f"{path}, row {row}: {column} is {table[column].iloc[row]!r}; it must be a text.")
+    _require_texts(table, OUTPUT_COLUMNS, str(path))
     twice = table.duplicated(["instruction", "input", "generator"])
     if twice.any():
         repeated = table[twice].iloc[0]
@@ -274,10 +313,17 @@ def head_to_head(outputs: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
         One row per instruction: instruction, input, output_1, output_2, generator_1, generator_2.
 
     Raises:
-        DataError: An instruction of one table is not in the other.
+        DataError: An instruction of one table is not in the other, or stands twice in one.
     """
     keys = ["instruction", "input"]
     left, right = with_input(baseline), with_input(outputs)
+    for table, side in ((left, "baseline"), (right, "outputs")):
+        twice = table.duplicated(keys).to_numpy()
+        if twice.any():
+            raise DataError(
+                f"The table of the {side} has more than one row for the instruction "
+                f"{table['instruction'].iloc[int(twice.argmax())][:60]!r}. Give one output of one generator for each."
+            )
     merged = left.merge(
         right, on=keys, how="outer", suffixes=("_1", "_2"), indicator=True, validate="one_to_one", sort=False
     )

@@ -142,3 +142,4 @@ def test_rankings_of_many_symbols() -> None:
     assert ranked_groups("1. B\n2. C\n3. A", "ABC") == [["B"], ["C"], ["A"]]
     assert ranked_groups("C > A", "ABC") is None
     assert ranked_groups("C > A > B > A", "ABC") is None
+    assert ranked_groups("A < B < C", "ABC") is None

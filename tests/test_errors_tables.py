@@ -85,6 +85,36 @@ def test_csv_keeps_the_text_NA(tmp_path) -> None:
     assert list(back["instruction"]) == ["NA", "null"]
 
 
+def test_texts_that_look_like_numbers_stay_texts_in_csv(tmp_path) -> None:
+    table = pd.DataFrame(
+        {
+            "instruction": ["6 x 7?"], "output_1": ["42"], "output_2": ["042"], "preference": [1.0], "order": ["21"],
+            "generator_1": ["1"], "generator_2": ["2"],
+        }
+    )  # fmt: skip
+    back = tables.check_labels(tables.read_table(tables.write_table(table, tmp_path / "t.csv")))
+    assert back[list(table)].equals(table)
+
+
+def test_an_empty_output_survives_csv(tmp_path) -> None:
+    back = tables.read_table(tables.write_table(labels(output_2=[""]), tmp_path / "t.csv"))
+    assert list(tables.check_labels(back)["output_2"]) == [""]
+
+
+def test_what_parquet_holds_can_be_written_as_json(tmp_path) -> None:
+    table = pd.DataFrame({"n": [[1, 2]], "o": [{"k": [1.5, None]}], "at": [pd.Timestamp("2024-01-02")]})
+    held = tables.read_table(tables.write_table(table, tmp_path / "t.parquet"))
+    back = tables.read_table(tables.write_table(held, tmp_path / "t.jsonl")).iloc[0]
+    assert back["n"] == [1, 2] and back["o"] == {"k": [1.5, None]} and back["at"] == "2024-01-02T00:00:00"
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl", "t.csv"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name: str) -> None:
+    content = {"t.json": '[{"a": 1}]', "t.jsonl": '{"a": 1}', "t.csv": "a\n1\n"}[name]
+    (tmp_path / name).write_text(content, "utf-8-sig")
+    assert tables.read_table(tmp_path / name).to_dict("list") == {"a": [1]}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -143,6 +173,21 @@ def test_head_to_head_refuses_other_instructions() -> None:
     one = pd.DataFrame({"instruction": ["q"], "output": ["a"], "generator": ["m"]})
     with pytest.raises(DataError, match="1 of 2 instructions"):
         tables.head_to_head(one, pd.DataFrame({"instruction": ["q", "r"], "output": ["a", "b"], "generator": "base"}))
+
+
+def test_head_to_head_refuses_two_generators_as_one() -> None:
+    one = pd.DataFrame({"instruction": ["q"], "output": ["a"], "generator": ["m"]})
+    two = pd.DataFrame({"instruction": ["q", "q"], "output": ["a", "b"], "generator": ["x", "y"]})
+    with pytest.raises(DataError, match="table of the baseline has more than one row"):
+        tables.head_to_head(one, two)
+
+
+@pytest.mark.parametrize(("column", "message"), [("output", "an empty cell of CSV"), ("generator", "1 of 2 rows")])
+def test_rows_without_an_output_or_a_generator_are_not_lost_in_silence(tmp_path, column: str, message: str) -> None:
+    table = pd.DataFrame({"instruction": ["q", "r"], "output": ["a", "b"], "generator": ["m", "m"]})
+    table.loc[1, column] = None
+    with pytest.raises(DataError, match=f"row 1: {column} is missing.*{message}"):
+        tables.read_outputs(tables.write_table(table, tmp_path / "o.csv"))
 
 
 def test_two_outputs_of_one_generator_are_refused(tmp_path) -> None:

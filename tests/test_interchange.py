@@ -209,6 +209,19 @@ def test_the_verb_pairs_outputs_and_writes_formats(tmp_path: Path) -> None:
         assert columns in tables.read_table(out).columns
     result = run(cli, ["convert", files[0], str(tmp_path / "labels.json"), "--out", str(tmp_path / "x.json")])
     assert isinstance(result.exception, ConfigError)
+    (tmp_path / "other").mkdir()
+    twin = tables.write_table(tables.read_table(files[0]), tmp_path / "other" / "ppo.json")
+    for again in ([files[0], str(twin)], [str(tmp_path / "base.json")]):
+        result = run(
+            cli, ["convert", *again, "--baseline", str(tmp_path / "base.json"), "--out", str(tmp_path / "y.json")]
+        )
+        assert "could not be told apart" in str(result.exception)
+
+
+def test_a_preference_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    row = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": "first"}
+    with pytest.raises(DataError, match="'first'"):
+        read_foreign(lines(tmp_path / "l.jsonl", [row]))
 
 
 def test_the_scorer_for_inspect_ai(tmp_path: Path) -> None:

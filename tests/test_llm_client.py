@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from llm_helpers import answered, ask, name_in_log, read_log, stream, stub_server
 
-from simfarm.errors import ConfigError, ProviderError
+from simfarm.errors import ConfigError, ModelError, ProviderError, RunError
 from simfarm.llm import client as client_module
-from simfarm.llm.backend import CallFailed, RateLimited, Rejected, Transient, Unreachable
-from simfarm.llm.client import Client, Failure, Options, Outcome
+from simfarm.llm.backend import CallFailed, Endpoint, RateLimited, Rejected, Transient, Unreachable
+from simfarm.llm.client import Client, Failure, Job, Options, Outcome, Stream
 from simfarm.llm.fake import FakeServer
 from simfarm.llm.prices import Price, Prices
 from simfarm.llm.request import Answer, Request, completion
-from simfarm.llm.store import Kept, SQLiteStore
+from simfarm.llm.store import Kept, SQLiteStore, StoredCall
 
 
 @pytest.fixture
@@ -49,6 +49,19 @@ def test_an_answer_is_asked_once_and_found_ever_after(store: SQLiteStore) -> Non
     assert sorted(texts(again)) == sorted(f"Q{i}" for i in range(300))
     assert all(isinstance(o.result, Answer) and o.result.stored for o in again)
     assert set(server.asked.values()) == {1}
+
+
+class FullStore(SQLiteStore):
+    def put(self, calls: Sequence[StoredCall]) -> dict[str, Kept]:
+        raise RunError("the disk is full")
+
+
+def test_whatever_stops_a_run_is_an_error_of_simfarm_and_no_group_of_errors(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the disk is full"):
+        run(FullStore(tmp_path / "full.sqlite"), FakeServer(lambda request: "A"), [ask("q")])
+    nowhere = Stream(Endpoint("hf/no/such/folder", None, None), [Job(ask("q", model="hf/no/such/folder"), print)])
+    with pytest.raises(ModelError, match="no model 'no/such/folder'"):
+        Client(SQLiteStore(tmp_path / "calls.sqlite")).run([nowhere])
 
 
 def test_identical_requests_share_one_call_but_replicates_do_not(store: SQLiteStore) -> None:

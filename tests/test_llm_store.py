@@ -121,6 +121,17 @@ def test_an_unusable_place_is_named(tmp_path: Path) -> None:
         open_store("mysql://host/db")
 
 
+def test_a_damaged_page_is_an_error_of_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "calls.sqlite"
+    store = SQLiteStore(path)
+    store.put([call(i) for i in range(500)])
+    store.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(RunError, match="cannot be read"):
+        SQLiteStore(path).get([call(i).key for i in range(500)])
+
+
 def test_a_password_never_reaches_an_error() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(RunError) as caught:

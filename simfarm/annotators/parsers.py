@@ -156,7 +156,7 @@ def ranked_groups(text: str, symbols: Sequence[str]) -> list[list[str]] | None:
 
     Returns:
         The symbols in groups, best first; symbols with an equals sign between them share a group. None if a symbol is
-        missing or stands twice.
+        missing or stands twice, or "<" stands between two of them.
     """
     pattern = "|".join(re.escape(s) for s in sorted(symbols, key=len, reverse=True))
     found = list(re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", text))
@@ -164,7 +164,11 @@ def ranked_groups(text: str, symbols: Sequence[str]) -> list[list[str]] | None:
         return None
     groups = [[found[0][0]]]
     for before, after in itertools.pairwise(found):
-        if "=" in text[before.end() : after.start()]:
+        between = text[before.end() : after.start()]
+        if "<" in between:
+            # "A < B" puts the better one last, "A</b> B" does not: it is not guessed which is meant
+            return None
+        if "=" in between:
             groups[-1].append(after[0])
         else:
             groups.append([after[0]])

@@ -59,6 +59,12 @@ def convert(
     elif baseline is not None:
         beside = read_foreign(baseline, questions=questions).table
         groups = [group for one in found for _, group in one.table.groupby("generator", sort=False)]
+        names = [str(group["generator"].iloc[0]) for group in groups]
+        if clash := sorted({name for name in names if names.count(name) > 1 or name in set(beside["generator"])}):
+            raise ConfigError(
+                f"More than one of the files and the baseline hold outputs of {clash[0]!r}; they could not be told "
+                "apart later. Give them a column `generator`, or, where they have none, files of different names."
+            )
         table, what = pd.concat([tables.head_to_head(group, beside) for group in groups], ignore_index=True), "pairs"
     else:
         table, what = pd.concat([one.table for one in found], ignore_index=True), "outputs"

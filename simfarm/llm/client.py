@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from simfarm import draws
-from simfarm.errors import ConfigError, ProviderError
+from simfarm.errors import ConfigError, ProviderError, SimfarmError
 from simfarm.llm.backend import (
     Backend,
     BatchBackend,
@@ -152,6 +152,8 @@ class Client:
         Raises:
             ProviderError: A server refuses everything in the same way (bad key, no such model): its words.
             ConfigError: A limit on cost is set and a model's price is unknown, or an API key is not set.
+            RunError: The store cannot be read or written.
+            ModelError: A model of this process cannot be loaded.
         """
         self.usage = Usage()
         self._run = _Run(self, list(streams))
@@ -210,7 +212,7 @@ class _Run:
             async with asyncio.TaskGroup() as group:
                 for endpoint, jobs in self.streams.items():
                     group.create_task(self._pump(endpoint, _round_robin(jobs)))
-        except* (ProviderError, ConfigError) as errors:
+        except* SimfarmError as errors:
             raise _first(errors) from None
         finally:
             self.writer.finish()

@@ -133,11 +133,17 @@ class SQLiteStore:
         for start in range(0, len(keys), CHUNK):
             part = [bytes.fromhex(key) for key in keys[start : start + CHUNK]]
             marks = ",".join("?" * len(part))
-            with self._lock:
-                rows = self._db.execute(
-                    f"SELECT key, response, latency FROM calls WHERE key IN ({marks})", part
-                ).fetchall()
-            found |= {key.hex(): Kept(unpack(response), latency) for key, response, latency in rows}
+            try:
+                with self._lock:
+                    rows = self._db.execute(
+                        f"SELECT key, response, latency FROM calls WHERE key IN ({marks})", part
+                    ).fetchall()
+                found |= {key.hex(): Kept(unpack(response), latency) for key, response, latency in rows}
+            except (sqlite3.Error, zlib.error) as error:
+                raise RunError(
+                    f"The call store {self.path} cannot be read: {error}. Give another file (--store), or mend "
+                    "this one with sqlite3's .recover."
+                ) from error
         return found
 
     def put(self, calls: Sequence[StoredCall]) -> dict[str, Kept]:
@@ -193,10 +199,13 @@ class PostgresStore:
         found: dict[str, Kept] = {}
         for start in range(0, len(keys), CHUNK):
             part = [bytes.fromhex(key) for key in keys[start : start + CHUNK]]
-            with self._lock:
-                rows = self._db.execute(
-                    "SELECT key, response, latency FROM simfarm_calls WHERE key = ANY(%s)", (part,)
-                ).fetchall()
+            try:
+                with self._lock:
+                    rows = self._db.execute(
+                        "SELECT key, response, latency FROM simfarm_calls WHERE key = ANY(%s)", (part,)
+                    ).fetchall()
+            except self._psycopg.Error as error:
+                raise RunError(f"The call store on PostgreSQL at {self._where} cannot be read: {error}") from None
             found |= {bytes(key).hex(): Kept(unpack(response), latency) for key, response, latency in rows}
         return found
 
