@@ -39,6 +39,8 @@ simfarm train rloo --data simfarm/unlabeled --reward reward --out rloo --watch s
 @click.option("--policy", "model", default="hf/smollm2-135m", show_default=True, help="The initial policy.")
 @click.option("--reward", type=click.Path(path_type=Path), help="Folder of a reward model or an ensemble.")
 @click.option("--layers", default="4", show_default=True, help="Train the last so many layers, or `all`.")
+@click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train LoRA adapters of this rank on the layers.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Keep fewer activations: less memory, more time.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A hyper-parameter: learning_rate=1e-5.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--max-new-tokens", type=click.IntRange(1), default=300, show_default=True)
@@ -65,6 +67,8 @@ def train(
     model: str,
     reward: Path | None,
     layers: str,
+    lora: int | None,
+    gradient_checkpointing: bool,
     settings: tuple[str, ...],
     seed: int,
     max_new_tokens: int,
@@ -107,6 +111,8 @@ def train(
     if gold is not None and watch is None:
         raise ConfigError("--gold compares the answers to watched instructions: give --watch too.")
     record = {"method": method, "data": data, "policy": model, "layers": layers, "settings": values, "seed": seed}
+    if lora is not None:
+        record["lora"] = lora
     if reward is not None:
         base_of(reward)
         record |= {"reward": str(reward)}
@@ -119,7 +125,12 @@ def train(
     table = read_data(data)
     policy = TransformersPolicy.load(model, device=device, dtype=dtype)
     depth = int(policy.model.config.num_hidden_layers)
-    split = SplitModel(policy, depth if layers == "all" else _whole(layers))
+    split = SplitModel(
+        policy,
+        depth if layers == "all" else _whole(layers),
+        lora_rank=lora,
+        gradient_checkpointing=gradient_checkpointing,
+    )
     setup = Setup(
         folder=out,
         micro_batch=micro_batch,

@@ -149,9 +149,7 @@ def ppo(
     """
     check_prompts(prompts, "PPO")
     policy, reference = split.new_top(), split.new_top().requires_grad_(False)
-    value = ValueModel(split.new_top(), split.hidden_size).to(split.policy.device)
-    if value_top is not None:
-        value.top.load_state_dict(value_top.state_dict())
+    value = ValueModel(split.new_top(value_top), split.hidden_size).to(split.policy.device)
     trainer = Trainer(
         "ppo",
         config,

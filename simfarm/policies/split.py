@@ -4,6 +4,8 @@ The trunk (embeddings and all layers but the last k) is computed once for a text
 of the last k layers and the final norm) then costs k layers instead of all. With k equal to the number of layers the
 trunk is the embedding alone. Embeddings and the language-model head are never trained.
 
+With a LoRA rank, a top is the model's own last k layers, frozen and shared, and adapters that are trained.
+
 Rows are filled on the right: under causal attention no token sees what stands after it, so no mask is needed.
 """
 
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from simfarm.errors import ConfigError, ModelError, suggest
+from simfarm.policies.lora import with_lora, without_lora
 from simfarm.policies.transformers import (
     TransformersPolicy,
     hidden_states,
@@ -43,11 +46,25 @@ class Top(nn.Module):
 class SplitModel:
     """A causal language model cut below its last k layers."""
 
-    def __init__(self, policy: TransformersPolicy, trainable_layers: int) -> None:
+    def __init__(
+        self,
+        policy: TransformersPolicy,
+        trainable_layers: int,
+        *,
+        lora_rank: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         """Cut the model of a policy, which stays as it is.
 
+        Args:
+            policy: The model.
+            trainable_layers: k.
+            lora_rank: Train adapters of this rank on the linear maps of the last k layers, not the layers themselves.
+            gradient_checkpointing: Compute each layer's activations a second time for the gradient instead of keeping
+                them: less memory, about a third more time, the same gradient.
+
         Raises:
-            ConfigError: `trainable_layers` is not from 1 to the number of layers.
+            ConfigError: `trainable_layers` is not from 1 to the number of layers, or `lora_rank` is below 1.
             ModelError: The model has no `layers` and `norm`, or the two parts do not compute what the whole does.
         """
         base = policy.model.base_model
@@ -60,8 +77,12 @@ class SplitModel:
             raise ConfigError(
                 f"trainable_layers is {trainable_layers}; {policy.name!r} has {depth} layers: give 1 to {depth}."
             )
+        if lora_rank is not None and lora_rank < 1:
+            raise ConfigError(f"lora_rank is {lora_rank}; give 1 or more, or nothing to train the layers themselves.")
         self.policy = policy
         self.k = trainable_layers
+        self.lora_rank = lora_rank
+        self.gradient_checkpointing = gradient_checkpointing
         self.compute = cast(torch.dtype, policy.model.dtype)
         self._trunk = _view(base, base.layers[: depth - trainable_layers], nn.Identity())
         self._check()
@@ -91,12 +112,34 @@ class SplitModel:
                 states[i] = row.clone()
         return states
 
-    def new_top(self) -> Top:
-        """Return a trainable copy of the model's last k layers and final norm, in float32."""
-        base = self.policy.model.base_model
-        layers = copy.deepcopy(base.layers[-self.k :]).float().requires_grad_(True)
-        norm = copy.deepcopy(base.norm).float().requires_grad_(True)
-        return Top(_view(base, layers, norm), self.compute)
+    def new_top(self, start: Top | None = None) -> Top:
+        """Return a trainable copy, in float32, of the model's last k layers and final norm, or of those of `start`.
+
+        With a LoRA rank, the adapters are in float32 and the layers, frozen, are the model's own.
+        """
+        base: Any = self.policy.model.base_model
+        source: Any = base if start is None else start.body
+        layers, norm = source.layers[-self.k :], source.norm
+        if start is not None:
+            layers = without_lora(layers).requires_grad_(False)
+        if self.lora_rank is None:
+            layers = copy.deepcopy(layers).float().requires_grad_(True)
+            norm = copy.deepcopy(norm).float().requires_grad_(True)
+        else:
+            layers, norm = with_lora(layers, self.lora_rank), copy.deepcopy(norm).requires_grad_(False)
+        body = _view(base, layers, norm)
+        if self.gradient_checkpointing:
+            body.activation_checkpointing_enable({"use_reentrant": False})
+            for layer in layers:
+                # transformers recomputes in training only; what is inside the layer stays as it is, without dropout
+                layer.training = True
+        return Top(body, self.compute)
+
+    def with_lora_rank(self, lora_rank: int | None) -> SplitModel:
+        """Return the same model and cut, with tops of another kind."""
+        twin = copy.copy(self)
+        twin.lora_rank = lora_rank
+        return twin
 
     def log_probabilities(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of tokens, (N,), from a top's states that predict them, (N, H)."""
@@ -104,12 +147,12 @@ class SplitModel:
             return token_log_probabilities(self.policy.model.get_output_embeddings(), states, targets)
 
     def with_top(self, top: Top, name: str) -> TransformersPolicy:
-        """Return a policy that computes with a copy of `top` in the model's dtype and shares everything else."""
+        """Return a policy that computes with a copy of `top`, LoRA merged, in the model's dtype and shares the rest."""
         model = self.policy.model
         body: Any = top.body
         layers = [
             *model.base_model.layers[: -self.k],
-            *copy.deepcopy(body.layers).to(self.compute).requires_grad_(False),
+            *cast(nn.ModuleList, without_lora(body.layers).to(self.compute).requires_grad_(False)),
         ]
         base = _view(model.base_model, layers, copy.deepcopy(body.norm).to(self.compute).requires_grad_(False))
         whole = _shallow(model)

@@ -284,6 +284,7 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             identity = state["identity"]
             modules = state["modules"]
+            tensors = {name: module.keys() for name, module in modules.items()}
         except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise RunError(f"The checkpoint {path} is damaged. Delete it to begin anew.") from error
         other = [key for key in self.identity if identity.get(key) != self.identity[key]]
@@ -292,6 +293,11 @@ class Trainer:
             raise RunError(
                 f"The checkpoint {path} is of another training: {key} was {identity.get(key)!r} and is now "
                 f"{self.identity[key]!r}. Give another folder, or delete it to begin anew."
+            )
+        if tensors != {name: trained_tensors(module).keys() for name, module in self.modules.items()}:
+            raise RunError(
+                f"The checkpoint {path} is of a training of other weights: another number of layers, or LoRA in one of "
+                "them. Give another folder, or delete it to begin anew."
             )
         with torch.no_grad():
             for name, module in self.modules.items():

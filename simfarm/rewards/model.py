@@ -105,6 +105,7 @@ class RewardModel(nn.Module):
         facts = {
             "base": self.split.policy.name,
             "trainable_layers": self.split.k,
+            "lora_rank": self.split.lora_rank,
             "pooling": self.pooling,
             "offset": float(self.offset),
         }
@@ -124,9 +125,11 @@ class RewardModel(nn.Module):
         if (facts["base"], facts["trainable_layers"]) != (split.policy.name, split.k):
             raise ModelError(
                 f"The reward model in {folder} was trained on the last {facts['trainable_layers']} layers of "
-                f"{facts['base']!r}, not on the last {split.k} of {split.policy.name!r}."
+                f"{facts['base']!r}, not on the last {split.k} of {split.policy.name!r}. Tokens and states of one mean "
+                f"nothing to the other: give that policy and number of layers, or train a reward on these (simfarm "
+                f"train reward --policy {split.policy.name} --layers {split.k})."
             )
-        model = cls(split, facts["pooling"])
+        model = cls(split.with_lora_rank(facts.get("lora_rank")), facts["pooling"])
         load_tensors(model, folder / FILE)
         model.offset.fill_(facts["offset"])
         return model
