@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from tiny import save_tiny
 
 from simfarm.cli.overopt import overopt
 from simfarm.cli.run import run
@@ -11,6 +12,7 @@ from simfarm.errors import ConfigError, DataError, RunError, UnknownNameError
 from simfarm.experiments.config import load_config, load_experiment
 from simfarm.experiments.laboratory import grammar
 from simfarm.experiments.laboratory.runner import plan_laboratory, run_laboratory
+from simfarm.experiments.runner import run_experiment
 from simfarm.overoptimization.curves import best_of_n_of, curves_of_run, samples_matrix, spaced
 
 TINY = [
@@ -66,7 +68,7 @@ def test_a_laboratory_writes_curves_verdicts_and_a_report(config, finished):
     assert list(one["n"]) == spaced(20) and set(one["seeds"]) == {2}
     assert (one["gold_ci_low"] <= one["gold"]).all() and one["proxy"].is_monotonic_increasing
     # best of one is the initial policy, whatever the arm
-    assert curve[curve["n"] == 1]["gold"].nunique() == 1
+    assert np.ptp(curve[curve["n"] == 1]["gold"]) < 1e-9
     for name in ("report.md", "report.html", "figures/noise.svg", "figures/ensemble.png"):
         assert (finished / name).is_file()
     page = (finished / "report.html").read_text("utf-8")
@@ -205,3 +207,59 @@ def test_overopt_of_a_run_with_gold_along_training(tmp_path):
     best, ppo = curves_of_run(tmp_path)
     assert best.peak.position == best.peak.end == n and "No over-optimization" in best.said()
     assert ppo.peak.falls and 0 < ppo.peak.position < 30 and ppo.fit.form == "rl"
+
+
+SMALL = """
+name = "smollm2 in small"
+methods = ["best_of_n", "ppo"]
+[data]
+preference = "{folder}/instructions.jsonl"
+unlabeled = "{folder}/instructions.jsonl"
+eval = "{folder}/instructions.jsonl"
+[policy]
+model = "hf/{folder}/model"
+trainable_layers = 2
+max_new_tokens = 6
+batch_size = 16
+[annotation]
+pool = "fake-biased"
+held_out = 0.25
+[best_of_n]
+n = 6
+[ppo]
+steps = 6
+rollouts = 8
+minibatch = 4
+checkpoint_every = 2
+[overoptimization]
+every = 2
+[evaluation]
+pool = "fake-biased"
+"""
+
+
+def test_gold_is_judged_along_ppo_and_resumes(tmp_path):
+    save_tiny(tmp_path / "model")
+    rows = [
+        {"instruction": f"say {word} and {word} again"} for word in ("red", "green", "blue", "black", "white", "tan")
+    ]
+    (tmp_path / "instructions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "small.toml").write_text(SMALL.format(folder=tmp_path))
+    config = load_experiment(str(tmp_path / "small.toml"))
+    done = run_experiment(config, tmp_path / "run").path
+    looks = pd.read_parquet(done / "overoptimization/ppo.parquet")
+    assert sorted(set(looks["step"])) == [0, 2, 4, 6] and len(looks) == 4 * len(rows)
+    assert (looks[looks["step"] == 0]["kl"] == 0).all() and looks["gold"].between(0, 1).all()
+    best, ppo = curves_of_run(done)
+    assert best.peak is not None and ppo.peak is not None and ppo.peak.end == 6
+    # cut off while the pool judged: only that is done again
+    (done / "overoptimization/ppo.parquet").unlink()
+    stages = json.loads((done / "stages.json").read_text("utf-8"))
+    (done / "stages.json").write_text(json.dumps({k: v for k, v in stages.items() if k != "training_gold"}), "utf-8")
+    run_experiment(config, done)
+    pd.testing.assert_frame_equal(pd.read_parquet(done / "overoptimization/ppo.parquet"), looks)
+
+
+def test_overopt_smollm2_is_what_the_docs_say():
+    config = load_experiment("overopt-smollm2")
+    assert config.best_of_n.n == 64 and (config.data.limit or 0) >= 48 and config.overoptimization.every is not None

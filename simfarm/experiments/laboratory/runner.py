@@ -89,8 +89,9 @@ def run_seed(config: LaboratoryConfig, seed: int, out: Path, progress: Progress 
 def arm_files(config: LaboratoryConfig, seed: int, arm: Arm, out: Path) -> dict[str, Path]:
     """Return where an arm's results of a seed are kept."""
     folder, number = out / "seeds" / str(seed), config.arms().index(arm)
-    files = {"best_of_n": folder / f"arm-{number:02}-best_of_n.parquet"}
-    return files | ({"ppo": folder / f"arm-{number:02}-ppo.parquet"} if arm.ppo else {})
+    # best-of-n knows no β: arms that differ in it alone would have one curve
+    wanted = [("best_of_n", arm.kl_coef == config.base.kl_coef), ("ppo", arm.ppo)]
+    return {what: folder / f"arm-{number:02}-{what}.parquet" for what, is_wanted in wanted if is_wanted}
 
 
 def results(config: LaboratoryConfig, out: Path) -> list[Family]:
@@ -120,7 +121,7 @@ def plan_laboratory(config: LaboratoryConfig) -> pd.DataFrame:
         ("samples", "responses to choose from", seeds * config.prompts * config.samples),
         ("labels", "pairs labelled, at most, by an arm", seeds * max(arm.labels for arm in arms)),
         ("reward", "reward models trained", seeds * len(trained)),
-        ("best_of_n", "curves", seeds * len(arms)),
+        ("best_of_n", "curves", seeds * sum(arm.kl_coef == config.base.kl_coef for arm in arms)),
         ("ppo", "steps", steps),
         ("ppo", "rollouts", steps * config.ppo.rollouts),
     ]
