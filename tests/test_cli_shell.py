@@ -156,3 +156,18 @@ def test_help_imports_nothing_heavy() -> None:
         f"CliRunner().invoke(cli, ['--help']); print(sorted({heavy} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_place_that_cannot_be_written_is_one_paragraph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text('[{"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}]')
+    below = str(tmp_path / "file" / "out.json")
+    for command in (
+        ["annotate", str(pairs), "--pool", "fake-biased", "--out", below],
+        ["convert", str(pairs), "--out", below],
+    ):
+        monkeypatch.setattr(sys, "argv", ["simfarm", *command])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2

@@ -15,7 +15,7 @@ from tiny import save_tiny
 
 from simfarm import draws
 from simfarm.cli import cli
-from simfarm.errors import ConfigError, RunError, UnknownNameError
+from simfarm.errors import ConfigError, RunError, SimfarmError, UnknownNameError
 from simfarm.experiments.config import load_experiment
 from simfarm.experiments.runner import plan, run_experiment
 from simfarm.experiments.stages import stages_of
@@ -175,6 +175,21 @@ def test_own_outputs_join_the_comparison(tiny_toml: Path, finished: Path, tmp_pa
     assert rates["parrot"] > 75
 
 
+def test_a_name_may_hold_dots() -> None:
+    assert load_experiment("quickstart", ["outputs.gpt-4.1=x.json"]).outputs == {"gpt-4.1": "x.json"}
+
+
+def test_a_slip_in_a_file_read_late_is_told_before_the_run_begins(tiny_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('[{"instruction": "another", "output": "x"}]')
+    for setting, message in (
+        (f"outputs.mine={tmp_path}/mine.json", "not in both tables"),
+        ("evaluation.human_ranking=alpcafarm", "Did you mean 'alpacafarm'"),
+    ):
+        with pytest.raises(SimfarmError, match=message):
+            run_experiment(load_experiment(str(tiny_toml), [setting]), tmp_path / "run")
+        assert not any((tmp_path / "run").iterdir())
+
+
 def test_the_plan_counts_without_doing(tiny_toml: Path) -> None:
     work = plan(load_experiment(str(tiny_toml))).set_index("stage")
     assert work.loc["preference_samples", "count"] == 32
@@ -194,6 +209,7 @@ def test_the_plan_counts_without_doing(tiny_toml: Path) -> None:
         (["annotation.responses=3", "annotation.pairs=disjoint"], "even number"),
         (["outputs.ppo=x.json"], "makes itself"),
         (["seed.x=1"], "seed"),
+        (["outputs.a/b=x.json"], "leave out slashes"),
     ],
 )
 def test_bad_settings_are_explained(settings: list[str], message: str) -> None:

@@ -135,5 +135,10 @@ def main() -> None:
         # whoever read the output has enough; the interpreter must not try to flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"Error: {error.filename} cannot be used: {error.strerror}. Give another path.", err=True)
+        sys.exit(2)
     # with --help and the like, click returns the exit code instead of leaving
     sys.exit(code if isinstance(code, int) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -144,6 +145,10 @@ def annotate(
     for path in (out, trl):  # before anything is paid for
         if path is not None and path.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{path} ends in {path.suffix!r}; simfarm writes {', '.join(SUFFIXES)}.")
+        if path is not None and not dry_run:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(path.parent, os.W_OK):
+                raise ConfigError(f"The folder {path.parent} cannot be written. Give another place for {path.name}.")
     pool = load_pool(pool_name, models=parse_models(models), base_url=base_url)
     given = inputs.read_given(pairs)
     table = given.table if limit is None else given.table.head(limit)

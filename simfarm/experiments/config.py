@@ -158,6 +158,8 @@ class ExperimentConfig(Section):
             taken = {*self.methods, "baseline"} & given.keys()
             if taken:
                 raise ValueError(f"{key} names {', '.join(sorted(taken))}, which the experiment makes itself")
+            if odd := [name for name in given if Path(name).name != name]:
+                raise ValueError(f"{key} names {odd[0]!r}; a file of the run is named so: leave out slashes")
         if both := self.outputs.keys() & self.checkpoints.keys():
             raise ValueError(f"{', '.join(sorted(both))} stands in outputs and in checkpoints")
         return self
@@ -229,6 +231,9 @@ def _set(values: dict[str, Any], setting: str, model: type[BaseModel]) -> None:
     if not equals or not key:
         raise ConfigError(f"--set takes key=value, such as --set ppo.learning_rate=2e-5; given: {setting!r}.")
     *path, last = key.split(".")
+    if path and path[0] in ("outputs", "checkpoints"):
+        # names of one's own may hold dots: gpt-4.1
+        path, last = path[:1], ".".join([*path[1:], last])
     known = known_keys(model, path)
     section = known_keys(model, path[:-1]) if path else known
     if path and path[-1] not in section:

@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from simfarm import tables
 from simfarm.errors import RunError
+from simfarm.evalsets import load_human_ranking
 from simfarm.experiments.config import ExperimentConfig
 from simfarm.experiments.rundir import RunDirectory
-from simfarm.experiments.stages import STAGES, TRAINED, Run, check_extras, inputs_of, instructions_named, stages_of
+from simfarm.experiments.stages import (
+    BASELINE,
+    STAGES,
+    TRAINED,
+    Run,
+    check_extras,
+    inputs_of,
+    instructions_named,
+    stages_of,
+)
 from simfarm.progress import say
 
 
@@ -31,9 +42,11 @@ def run_experiment(config: ExperimentConfig, out: Path) -> RunDirectory:
     if not owed:
         return directory
     check_extras()
+    run = Run(config, directory)
+    if "evaluation" in owed:
+        _check_files(run)
     directory.start(inputs_of(config))
     say(f"{config.name}: {len(owed)} of {len(stages_of(config))} stages to do, in {out}")
-    run = Run(config, directory)
     for stage in owed:
         say(f"[{stages_of(config).index(stage) + 1}/{len(stages_of(config))}] {stage.replace('_', ' ')}")
         start = time.monotonic()
@@ -47,6 +60,16 @@ def run_experiment(config: ExperimentConfig, out: Path) -> RunDirectory:
         directory.mark_done(stage, time.monotonic() - start)
         say(f"  done in {time.monotonic() - start:.0f} s")
     return directory
+
+
+def _check_files(run: Run) -> None:
+    """Check the user's own files that only late stages read: once a run has begun, mending one would mean a new run."""
+    config = run.config
+    if config.evaluation.human_ranking:
+        load_human_ranking(config.evaluation.human_ranking)
+    for generator, file in config.outputs.items():
+        theirs = tables.read_outputs(file, generator).assign(generator=generator)
+        tables.head_to_head(theirs, run.instructions("eval").assign(output="", generator=BASELINE))
 
 
 def plan(config: ExperimentConfig) -> pd.DataFrame:
