@@ -62,6 +62,17 @@ def test_output_opens_in_datasets_and_as_trainers_pairs(pairs: Path, tmp_path: P
     assert (read_given(trl).table["instruction"] == [f"red {i}" for i in pd.read_json(trl, lines=True)["id"]]).all()
 
 
+def test_labels_of_several_raters_are_each_pair_once(tmp_path: Path) -> None:
+    rows = [
+        {"annotator": who, "preference": said, "instruction": q, "output_1": "a", "output_2": "b", "topic": q * 2}
+        for q in ("q", "r")
+        for who, said in (("ann", 1), ("bob", 2), ("eve", None))
+    ]
+    given = read_given(tables.write_table(pd.DataFrame(rows), tmp_path / "human.csv"))
+    assert list(given.table.columns) == ["instruction", "output_1", "output_2", "topic"]
+    assert list(given.table["topic"]) == ["qq", "rr"]
+
+
 def test_to_trl_leaves_out_ties_and_missing_ones() -> None:
     labels = pd.DataFrame(
         {

@@ -24,7 +24,8 @@ def read_given(path: str | Path) -> Given:
 
     Read are: comparisons (instruction, output_1, output_2), preference data of trainers (prompt, chosen, rejected, as
     texts or message lists; chosen becomes output_1), lists (instruction, outputs), Nectar's (prompt, answers), and
-    outputs of two or more generators (instruction, output, generator), which make one list per instruction.
+    outputs of two or more generators (instruction, output, generator), which make one list per instruction. Of labels,
+    one row per rater and pair, each pair is taken once, without the columns in which the raters differ.
 
     Raises:
         DataError: The file is none of these; the message names its columns.
@@ -32,7 +33,7 @@ def read_given(path: str | Path) -> Given:
     table = read_table(path)
     columns = set(table.columns)
     if set(COMPARISON_COLUMNS) <= columns:
-        return Given("pairs", table)
+        return Given("pairs", _each_once(table) if "preference" in columns else table)
     if {"prompt", "chosen", "rejected"} <= columns:
         return Given("pairs", _from_trainer(table, str(path)))
     if (
@@ -51,6 +52,18 @@ def read_given(path: str | Path) -> Given:
         "output_1, output_2; or prompt, chosen, rejected; or instruction, outputs; or prompt, answers; or instruction, "
         "output, generator with two or more generators."
     )
+
+
+def _each_once(labels: pd.DataFrame) -> pd.DataFrame:
+    names = (*COMPARISON_COLUMNS, "input", "generator_1", "generator_2")
+    content = [column for column in names if column in labels.columns]
+    pairs = labels.drop_duplicates(content)
+    if len(pairs) == len(labels):
+        return labels
+    # what one rater alone said or is does not belong to the pair
+    values = labels.drop(columns=content).map(str).groupby([labels[column] for column in content], dropna=False)
+    varying = (values.nunique() > 1).any()
+    return pairs.drop(columns=list(varying.index[varying])).reset_index(drop=True)
 
 
 def _from_trainer(table: pd.DataFrame, name: str) -> pd.DataFrame:
