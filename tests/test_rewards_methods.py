@@ -19,9 +19,18 @@ from simfarm.policies.split import SplitModel
 from simfarm.policies.training import Setup
 from simfarm.policies.transformers import Response
 from simfarm.rewards.config import RewardConfig
+from simfarm.rewards.ensemble import resample, train_ensemble
 from simfarm.rewards.losses import pairwise_loss, plackett_luce_loss
 from simfarm.rewards.model import RewardModel
-from simfarm.rewards.train import Pairs, Rankings, accuracy, prompt_batches, train_on_rankings, train_reward_model
+from simfarm.rewards.train import (
+    Pairs,
+    Rankings,
+    accuracy,
+    prompt_batches,
+    reliability,
+    train_on_rankings,
+    train_reward_model,
+)
 
 T = torch.tensor
 
@@ -221,3 +230,50 @@ def test_schedules() -> None:
     assert cosine[:3] == pytest.approx([1 / 3, 2 / 3, 1]) and max(cosine) == 1 and cosine[-1] < 0.001
     linear = [linear_with_warmup(10, 2)(s) for s in range(10)]
     assert linear[:3] == pytest.approx([0.5, 1.0, 1.0]) and linear[-1] == pytest.approx(1 / 8)
+
+
+def test_the_pairwise_loss_is_that_of_trl_by_hand() -> None:
+    """trl 1.12.0, reward_trainer.py: -logsigmoid(chosen - rejected - margin).mean()."""
+    chosen, rejected = T([1.0, -0.5, 0.2]), T([0.3, 0.4, 0.2])
+    # gaps .7, -.9, 0: log(1 + e^-.7), log(1 + e^.9), log 2
+    by_hand = (0.4031860 + 1.2411539 + 0.6931472) / 3
+    assert pairwise_loss(chosen, rejected, torch.ones(3)).item() == pytest.approx(by_hand, abs=1e-6)
+    # less a margin of .5: log(1 + e^-.2), log(1 + e^1.4), log(1 + e^.5)
+    by_hand = (0.5981389 + 1.6204175 + 0.9740770) / 3
+    assert pairwise_loss(chosen, rejected, torch.ones(3), margin=0.5).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_reliability_recovers_a_planted_calibration() -> None:
+    rng = np.random.default_rng(0)
+    gap = rng.normal(0, 2, 4000)
+    p = 1 / (1 + np.exp(-gap / 2))  # the rewards claim twice the log-odds that are true
+    preference = np.where(rng.random(4000) < p, 1.0, 2.0)
+    groups = [f"i{k // 4}" for k in range(4000)]
+    table = reliability(gap, np.zeros(4000), preference, groups)
+    assert len(table) == 8 and table["n"].sum() == 4000
+    true = 1 / (1 + np.exp(-np.log(table["predicted"] / (1 - table["predicted"])) / 2))
+    assert ((table["ci_low"] - 0.03 < true) & (true < table["ci_high"] + 0.03)).all()
+    assert table["observed"].iloc[-1] < table["predicted"].iloc[-1] - 0.05
+    turned = reliability(np.zeros(4000), gap, 3 - preference, groups)
+    assert turned.to_numpy() == pytest.approx(table.to_numpy())
+    with pytest.raises(DataError, match="nothing to count"):
+        reliability(gap[:2], gap[:2], np.full(2, np.nan), groups[:2])
+
+
+def test_members_start_and_draw_apart() -> None:
+    split, same, _ = planted(24)
+    prompts = [split.policy.render(f"say {'abcdefgh'[i // 3]}") for i in range(24)]
+    pairs = Pairs(prompts, same.outputs_1, same.outputs_2, same.p_first)
+    config = RewardConfig(head="random", epochs=0)
+    members = train_ensemble(split, pairs, config, members=3, seed=0).members
+    weights = [member.score.weight.detach().numpy().ravel() for member in members]
+    assert not np.allclose(weights[0], weights[1]) and not np.allclose(weights[1], weights[2])
+    drawn = resample(pairs, 1)
+    rows = set(zip(pairs.prompts, pairs.outputs_1, pairs.outputs_2, pairs.p_first.tolist(), strict=True))
+    assert set(zip(drawn.prompts, drawn.outputs_1, drawn.outputs_2, drawn.p_first.tolist(), strict=True)) <= rows
+    assert 1 < len(set(drawn.prompts)) < len(set(pairs.prompts))
+    probe = RewardConfig(head="probe", epochs=0)
+    apart = train_ensemble(split, pairs, probe, members=2, bootstrap=True, seed=0).members
+    alone = train_reward_model(split, pairs, probe, seed=0)
+    assert torch.equal(apart[0].score.weight, alone.score.weight)
+    assert not torch.allclose(apart[0].score.weight, apart[1].score.weight, rtol=1e-3)

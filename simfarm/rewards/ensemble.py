@@ -7,7 +7,8 @@ With R_i the reward of member i of k, and variance and std over members (populat
     uwo    mean_i R_i - λ variance_i R_i     uncertainty weighted
     lcb    mean_i R_i - λ std_i R_i          lower confidence bound
 
-Members share the trunk; each has a top of its own, trained on the same labels in an order of its own.
+Members share the trunk; each has a top of its own, trained on the labels in an order of its own, with `head = "random"`
+from a start of its own, and with `bootstrap` on prompts drawn anew with replacement (bagging: Breiman 1996).
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def train_ensemble(
     members: int,
     rule: Rule = "mean",
     penalty: float = 0.5,
+    bootstrap: bool = False,
     seed: int,
     progress: Progress = no_progress,
 ) -> RewardEnsemble:
@@ -121,7 +123,8 @@ def train_ensemble(
         members: k (Coste et al.: 3 to 5).
         rule: How they are put together.
         penalty: λ of the rule.
-        seed: Of the orders of the labels.
+        bootstrap: Train each member but the first on as many prompts drawn with replacement, each with all its labels.
+        seed: Of the orders of the labels, of heads drawn at random and of the prompts drawn.
         progress: Called with the number of pairs seen, epoch by epoch and member by member.
 
     Raises:
@@ -132,11 +135,24 @@ def train_ensemble(
     for i in range(members):
         # the first member is what one reward model alone would be
         own = draws.seed_for(seed, "ensemble member", i) if i else seed
-        model = train_reward_model(split, pairs, config, seed=own, progress=progress)
+        some = resample(pairs, own) if bootstrap and i else pairs
+        model = train_reward_model(split, some, config, seed=own, progress=progress)
         # members are compared, so each must have its zero at the same place
         model.offset += float(model.rewards(prompts, responses).mean())
         trained.append(model)
     return RewardEnsemble(trained, rule, penalty)
+
+
+def resample(pairs: Pairs, seed: int) -> Pairs:
+    """Draw as many prompts as there are, with replacement, each with all its pairs, which are not independent."""
+    rows_of: dict[str, list[int]] = {}
+    for i, prompt in enumerate(pairs.prompts):
+        rows_of.setdefault(prompt, []).append(i)
+    groups = list(rows_of.values())
+    drawn = np.random.default_rng(draws.seed_for(seed, "ensemble bootstrap")).integers(len(groups), size=len(groups))
+    rows = [i for g in drawn for i in groups[g]]
+    prompts, first, second = ([side[i] for i in rows] for side in (pairs.prompts, pairs.outputs_1, pairs.outputs_2))
+    return Pairs(prompts, first, second, np.asarray(pairs.p_first)[rows])
 
 
 def load_reward(split: SplitModel, folder: Path) -> RewardModel | RewardEnsemble:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from simfarm import draws
 from simfarm.errors import ConfigError, DataError, TrainingError
+from simfarm.evaluation.clustering import clustered_mean, codes
 from simfarm.policies.optimise import Log, cosine_with_warmup
 from simfarm.policies.split import SplitModel
 from simfarm.policies.transformers import length_sorted_batches
@@ -85,6 +87,9 @@ def train_reward_model(
         with torch.no_grad():
             model.score.weight.copy_(torch.tensor(weights).unsqueeze(0))
 
+    if config.head == "random":
+        _draw_head(model, seed)
+
     def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, float]:
         target = torch.tensor(p_first[rows], dtype=torch.float32, device=model.offset.device)
         r1, r2 = (rewards([side[i] for i in rows]) for side in sides)
@@ -135,7 +140,7 @@ def train_on_rankings(
             f"Rankings of two or more responses are needed; {len(rankings.prompts)} were given"
             + (f", and row {short[0]} has {len(rankings.responses[short[0]])}." if short else ".")
         )
-    if config.head != "zero" or config.margin or config.flip:
+    if config.head == "probe" or config.margin or config.flip:
         raise ConfigError("head = 'probe', margin and flip are for pairs; rankings take none of them.")
     model = RewardModel(split, config.pooling)
     number: dict[tuple[str, str], int] = {}
@@ -144,6 +149,9 @@ def train_on_rankings(
         for prompt, row in zip(rankings.prompts, rankings.responses, strict=True)
     ]
     texts = model.texts([prompt for prompt, _ in number], [response for _, response in number])
+
+    if config.head == "random":
+        _draw_head(model, seed)
 
     def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, float]:
         ranked = [rewards(members[i]) for i in rows]
@@ -155,6 +163,12 @@ def train_on_rankings(
 
 Rewards = Callable[[Sequence[int]], torch.Tensor]
 """Texts of a batch -> their rewards."""
+
+
+def _draw_head(model: RewardModel, seed: int) -> None:
+    weight, rng = model.score.weight, np.random.default_rng(draws.seed_for(seed, "reward head"))
+    with torch.no_grad():
+        weight.copy_(torch.tensor(rng.normal(0, (weight.shape[1] + 1) ** -0.5, weight.shape)))
 
 
 def _fit(
@@ -227,3 +241,48 @@ def accuracy(rewards_1: NDArray[np.float64], rewards_2: NDArray[np.float64], pre
     # a reward model that cannot tell two responses apart is right half of the time
     right = np.where(gap == 0, 0.5, (gap > 0) == (preference[kept] < 1.5))
     return float(right.mean())
+
+
+def reliability(
+    rewards_1: NDArray[np.float64],
+    rewards_2: NDArray[np.float64],
+    preference: NDArray[np.float64],
+    instructions: Sequence[str],
+    *,
+    bins: int = 8,
+) -> pd.DataFrame:
+    """Compare predicted probabilities with the share of labels that agree, on pairs not trained on.
+
+    The prediction is that of the higher reward, σ(|r₁ - r₂|) from 0.5 to 1: exchanging outputs changes nothing.
+
+    Args:
+        rewards_1: (n,) rewards of output_1.
+        rewards_2: (n,) rewards of output_2.
+        preference: (n,) labels; missing ones are left out, a tie agrees by half.
+        instructions: n names; the interval is clustered by them.
+        bins: Of equal count; fewer where there are fewer than four labels to each.
+
+    Returns:
+        One row per bin, by rising probability: predicted (mean), observed (share), ci_low, ci_high (95 %), n.
+
+    Raises:
+        DataError: Every label is missing.
+    """
+    kept = np.isfinite(preference)
+    if not kept.any():
+        raise DataError("Every preference is missing; the calibration of a reward model has nothing to count.")
+    gap, p_first = (rewards_1 - rewards_2)[kept], 2 - preference[kept]
+    table = pd.DataFrame(
+        {
+            "predicted": 1 / (1 + np.exp(-np.abs(gap))),
+            # between equal rewards there is no higher one
+            "agrees": np.where(gap == 0, 0.5, np.where(gap > 0, p_first, 1 - p_first)),
+            "cluster": codes(list(instructions))[kept],
+        }
+    )
+    wanted, rows = min(bins, max(1, len(table) // 4)), []
+    for chosen in np.array_split(np.argsort(table["predicted"].to_numpy(), kind="stable"), wanted):
+        part = table.iloc[chosen]
+        share = clustered_mean(part["agrees"].to_numpy(float), codes(part["cluster"]), share=True)
+        rows.append((part["predicted"].mean(), share.value, share.ci_low, share.ci_high, len(part)))
+    return pd.DataFrame(rows, columns=["predicted", "observed", "ci_low", "ci_high", "n"])
