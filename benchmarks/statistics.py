@@ -1,12 +1,12 @@
 """Time simfarm's statistics beside other packages', and measure how often intervals cover: one table per command.
 
-    python -m benchmarks.statistics speed [--peer-python PATH] [--data FOLDER]
-    python -m benchmarks.statistics coverage [--runs 1000]
+    python -m benchmarks.statistics speed [--peer-python PATH …] [--data FOLDER]
+    python -m benchmarks.statistics coverage [--runs 1000] [--of correlations]
 
 `speed` needs an interpreter with the peers: `python -m venv peers`, peers/bin/pip install evalica arena-rank pyarrow
-alpaca_eval, then --peer-python peers/bin/python; without it the present one is asked. A peer that is not installed, or
-does not run, is left out with the reason. Peers fit one resample at a time, so a few fits are timed and multiplied.
-Times are of the processor, on one core.
+alpaca_eval, then --peer-python peers/bin/python (repeated, where they need several environments); without it the
+present one is asked. A peer that is not installed, or does not run, is left out with the reason. Peers fit one resample
+at a time, so a few fits are timed and multiplied. Times are of the processor, on one core.
 """
 
 from __future__ import annotations
@@ -100,15 +100,19 @@ def tournament(seed: int = 0) -> pd.DataFrame:
     )
 
 
-def _peer(python: str, script: str, *arguments: Path) -> float | None:
+def _peer(pythons: list[str], script: str, *arguments: Path) -> float | None:
+    """Return the seconds that a script prints, in the first interpreter that has what it needs."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-    done = subprocess.run(
-        [python, "-c", script, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
-    )
-    if done.returncode:
-        print(f"  (left out: {done.stderr.strip().splitlines()[-1][:150] if done.stderr else 'no output'})")
-        return None
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+    why = ""
+    for python in pythons:
+        done = subprocess.run(
+            [python, "-c", script, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
+        )
+        if not done.returncode:
+            return float(json.loads(done.stdout.strip().splitlines()[-1]))
+        why = done.stderr.strip().splitlines()[-1][:150] if done.stderr else "no output"
+    print(f"  (left out: {why})")
+    return None
 
 
 def _mean_time(function: Callable[[], object], runs: int = 5) -> float:
@@ -124,7 +128,7 @@ def _memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def speed(python: str, data: Path) -> None:
+def speed(pythons: list[str], data: Path) -> None:
     from simfarm.evaluation.bradley_terry import battles, bootstrap, fit
 
     table = tournament()
@@ -158,15 +162,15 @@ def speed(python: str, data: Path) -> None:
         path = Path(folder) / "battles.parquet"
         table.to_parquet(path)
         for name, script in (("evalica", EVALICA), ("arena-rank", ARENA_RANK)):
-            one = _peer(python, script, path)
+            one = _peer(pythons, script, path)
             if one is not None:
                 whole = DRAWS * one
                 print(f"  {name}: {one:.3f} s a fit, {whole:.0f} s for {DRAWS}: {whole / ours:.0f} x simfarm's")
     if data.is_dir():
-        _length_control(python, data)
+        _length_control(pythons, data)
 
 
-def _length_control(python: str, data: Path) -> None:
+def _length_control(pythons: list[str], data: Path) -> None:
     from simfarm.evaluation.alpacaeval import fit, scaled_length
     from simfarm.evaluation.length_control import length_controlled
     from tests.evaluation_data import alpacaeval_gamed, alpacaeval_labels
@@ -202,14 +206,14 @@ def _length_control(python: str, data: Path) -> None:
         table, rows = Path(folder_) / "labels.parquet", Path(folder_) / "df_gamed.csv"
         labels.to_parquet(table)
         held.to_csv(rows, index=False)
-        one = _peer(python, ALPACA_EVAL, table, rows)
+        one = _peer(pythons, ALPACA_EVAL, table, rows)
     if one is not None:
         whole = one * n
         print(f"  alpaca_eval: {whole:8.2f} s: {whole / exact:.0f} x exact, {whole / ours:.0f} x own")
 
 
-def coverage(runs: int) -> None:
-    """Count how often 95% intervals hold the truth: verdicts with effects of instructions and of annotators."""
+def _coverage_of_win_rates(runs: int) -> None:
+    """Draw verdicts with effects of instructions and of annotators."""
     from simfarm.evaluation.clustering import clustered_mean, codes
 
     print(f"95% intervals of a win rate, {runs} data sets each; verdicts of 4 of 20 annotators on each instruction")
@@ -244,23 +248,27 @@ def coverage(runs: int) -> None:
         hits += both.ci_low <= 0.5 <= both.ci_high
         fixed += one.ci_low <= 0.5 <= one.ci_high
     print(f"  clustered both ways {100 * hits / runs:.1f}%, by instruction only {100 * fixed / runs:.1f}%")
-    _coverage_of_ratings(max(runs // 5, 50))
-    _coverage_of_correlations(max(runs // 5, 50))
 
 
 def _coverage_of_correlations(runs: int) -> None:
-    from simfarm.evaluation.correlation import COEFFICIENTS, coefficient_of, true_scores
+    from simfarm.evaluation.correlation import COEFFICIENTS, coefficient_of
+    from simfarm.evaluation.true_scores import true_scores
 
     print(f"95% intervals of the correlation of true scores, {runs} data sets each, both sides measured with error")
     print(f"{'methods':>8} {'correlation':>12} {'error / sd':>11}" + "".join(f"{c:>10}" for c in COEFFICIENTS))
     rng = np.random.default_rng(3)
-    for n, rho, error in ((6, 0.98, 0.15), (15, 0.98, 0.15), (6, 0.5, 0.3), (15, 0.6, 0.3)):
+    for n, rho, error in (
+        (6, 0.98, 0.15),
+        (15, 0.98, 0.15),
+        (6, 0.5, 0.3),
+        (15, 0.6, 0.3),
+        (15, 0.6, 0.6),
+        (15, 0.0, 0.3),
+    ):
         hits = dict.fromkeys(COEFFICIENTS, 0)
         for run in range(runs):
             true, errors = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], n), np.full((n, 2), error)
-            drawn = true_scores(
-                true + errors * rng.normal(size=(n, 2)), errors, draws_wanted=800, warm_up=100, seed=run
-            )
+            drawn = true_scores(true + errors * rng.normal(size=(n, 2)), errors, draws_wanted=800, seed=run)
             for c in COEFFICIENTS:
                 low, high = np.quantile(coefficient_of(drawn[..., 0], drawn[..., 1], c), [0.025, 0.975])
                 # rank coefficients take few values: an end of the interval may be the value itself
@@ -313,19 +321,29 @@ def _marginal(truth: np.ndarray) -> np.ndarray:
     return fit(battles(table.assign(output_1="u", output_2="v"))).theta
 
 
+COVERAGE: dict[str, tuple[int, Callable[[int], None]]] = {
+    "win-rates": (1, _coverage_of_win_rates),
+    "ratings": (5, _coverage_of_ratings),
+    "correlations": (5, _coverage_of_correlations),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     fast = commands.add_parser("speed")
-    fast.add_argument("--peer-python", default=sys.executable)
+    fast.add_argument("--peer-python", action="append", help="May be repeated, where packages do not agree.")
     fast.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     cover = commands.add_parser("coverage")
-    cover.add_argument("--runs", type=int, default=1000)
+    cover.add_argument("--runs", type=int, default=1000, help="Data sets; of ratings and correlations a fifth.")
+    cover.add_argument("--of", choices=list(COVERAGE), action="append")
     arguments = parser.parse_args()
     if arguments.command == "speed":
-        speed(arguments.peer_python, arguments.data)
+        speed(arguments.peer_python or [sys.executable], arguments.data)
     else:
-        coverage(arguments.runs)
+        for name in arguments.of or COVERAGE:
+            share, function = COVERAGE[name]
+            function(max(arguments.runs // share, 50))
 
 
 if __name__ == "__main__":

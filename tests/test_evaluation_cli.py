@@ -105,7 +105,9 @@ def test_winrate_alpacaeval_with_weights_and_with_gamed_rows(files, tmp_path):
     gamed.to_csv(tmp_path / "df_gamed.csv", index=False)
     assert "AlpacaEval 2's length-controlled" in run(*given, "--gamed", tmp_path / "df_gamed.csv")
     weights.iloc[:2].to_csv(tmp_path / "w.csv", index=False)
-    with pytest.raises(UnknownNameError, match="'weak'"):
+    assert "no length-controlled win rate: weak" in " ".join(run(*given, "--weights", tmp_path / "w.csv").split())
+    weights.assign(generator=["stronk", "middel", "week"]).to_csv(tmp_path / "w.csv", index=False)
+    with pytest.raises(UnknownNameError, match="Did you mean 'stronk'"):
         run(*given, "--weights", tmp_path / "w.csv")
 
 
@@ -174,3 +176,25 @@ def test_errors_are_one_paragraph(files, tmp_path):
     for verb in ("winrate", "rank"):
         with pytest.raises(SimfarmError, match="preference is"):
             run(verb, tmp_path / "bad.csv")
+
+
+def test_tables_say_nothing_where_nothing_is_known(files, tmp_path):
+    table = pd.read_json(files["labels"], lines=True)
+    one = table[table["instruction"] == table["instruction"].iloc[0]]
+    one.to_csv(tmp_path / "one.csv", index=False)
+    out = run("winrate", tmp_path / "one.csv", "--baseline", "base")
+    assert "one instruction only" in out
+    assert "1.0000" not in out
+    table[table["generator_2"] == "weak"].assign(preference=1.0).to_csv(tmp_path / "all.csv", index=False)
+    out = run("winrate", tmp_path / "all.csv", "--length-controlled")
+    assert "not controlled" in out
+    assert "±" not in out
+
+
+def test_many_differences_are_shown_between_neighbours(files, tmp_path):
+    table = pd.read_json(files["labels"], lines=True)
+    more = [table.assign(generator_2=table["generator_2"] + f" {k}") for k in range(3)]
+    pd.concat(more).to_csv(tmp_path / "many.csv", index=False)
+    out = run("winrate", tmp_path / "many.csv", "--baseline", "base")
+    assert "Differences of each from the next" in out
+    assert "all 36 pairs with --csv" in out

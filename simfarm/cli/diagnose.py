@@ -54,7 +54,8 @@ def diagnose(
     }
     if machine_readable(tables, as_json=as_json, as_csv=as_csv, which=which):
         return
-    click.echo(f"{found.n_items} pairs of outputs on {found.n_instructions} instructions have labels of both kinds.")
+    where = f"{found.n_instructions} instruction{'' if found.n_instructions == 1 else 's'}"
+    click.echo(f"{found.n_items} pairs of outputs on {where} have labels of both kinds.")
     click.echo(f"All shares in percent, with {100 * confidence:g}% intervals clustered by instruction.")
     _print(tables)
 

@@ -109,4 +109,4 @@ def _cut(text: str, width: int) -> str:
 def print_notes(notes: Sequence[str]) -> None:
     """Print remarks, each once."""
     for note in dict.fromkeys(note for note in notes if note):
-        click.echo(textwrap.fill(f"Note: {note}.", WIDTH))
+        click.echo(textwrap.fill(f"Note: {note}.", WIDTH, break_on_hyphens=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +19,7 @@ from simfarm.evaluation.winrate import paired_differences, win_rates
 from simfarm.tables import read_table
 
 ENDS = ("ci_low", "ci_high")
+MOST_PAIRS = 30
 
 
 @click.command()
@@ -128,7 +131,8 @@ def print_win_rates(tables: dict[str, pd.DataFrame], confidence: float) -> None:
                     "win rate": interval(lc, "lc_win_rate", ends=ENDS),
                     **{
                         c.removeprefix("effect_"): [
-                            f"{number(v, 2)} ±{number(s, 2)}" for v, s in zip(lc[c], lc[f"{c}_se"], strict=True)
+                            "-" if math.isnan(v) else f"{v:.2f} ±{s:.2f}"
+                            for v, s in zip(lc[c], lc[f"{c}_se"], strict=True)
                         ]
                         for c in effects
                     },
@@ -140,18 +144,27 @@ def print_win_rates(tables: dict[str, pd.DataFrame], confidence: float) -> None:
             shown = {c.replace("_", " "): [number(v, 3) for v in lc[c]] for c in columns}
             print_table("AlpacaEval 2's length-controlled win rate (percent)", {"generator": lc["generator"], **shown})
             notes.append("AlpacaEval's error is the spread of fitted probabilities, not a sampling error")
+            if unknown := list(lc.loc[lc["a"].isna(), "generator"]):
+                notes.append(f"no published weights, so no length-controlled win rate: {', '.join(unknown)}")
     if "differences" in tables:
-        gaps = tables["differences"].head(30)
+        every = tables["differences"]
+        gaps, which = every, ""
+        if len(every) > MOST_PAIRS:
+            # the first pairs would all be the best generator's
+            order = list(dict.fromkeys([*every["generator_a"], *every["generator_b"]]))
+            neighbours = set(pairwise(order))
+            gaps = every[[pair in neighbours for pair in zip(every["generator_a"], every["generator_b"], strict=True)]]
+            which = " of each from the next"
         print_table(
-            "Differences on the same instructions (percentage points; p adjusted by Holm)",
+            f"Differences{which} on the same instructions (percentage points; p adjusted by Holm for all pairs)",
             {
                 "better": gaps["generator_a"],
                 "than": gaps["generator_b"],
                 "difference": interval(gaps, "difference", ends=ENDS),
-                "p": [p_value(v) for v in gaps["p_adjusted"]],
+                "p": [p_value(v) for v in gaps["p_adjusted"].where(gaps["difference"].notna())],
                 "instr.": gaps["n_instructions"],
             },
         )
-        if len(tables["differences"]) > len(gaps):
-            notes.append(f"{len(tables['differences']) - len(gaps)} more pairs with --csv --table differences")
+        if which:
+            notes.append(f"all {len(every)} pairs with --csv --table differences")
     print_notes(notes)

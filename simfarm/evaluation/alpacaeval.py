@@ -19,7 +19,7 @@ from scipy.special import expit
 
 from simfarm.errors import DataError, UnknownNameError
 from simfarm.evaluation.labels import against, check_battles, choose_baseline
-from simfarm.evaluation.logistic import fit_logistic, softplus
+from simfarm.evaluation.logistic import fit_logistic, softplus, without_each_fold
 
 Floats = NDArray[np.float64]
 GAMED_WEIGHT = 0.1
@@ -117,15 +117,15 @@ def fit(
     if inverse_penalty is not None:
         return Weights(*map(float, fit_logistic(x, y, weight[:, None], lasso=1 / inverse_penalty)[0]))
     k = len(PENALTIES)
-    # from a middling penalty it is not far to the others, nor from all rows to four fifths of them
-    middle = fit_logistic(x, y, weight[:, None], lasso=1 / PENALTIES[k // 2])
+    # from a middling penalty it is not far to the others
+    middle = fit_logistic(x, y, weight[:, None], lasso=1 / PENALTIES[k // 2], tolerance=0.1)
     whole = fit_logistic(x, y, np.tile(weight[:, None], k), lasso=1 / PENALTIES, start=middle)
     # GroupKFold of groups of equal size deals them out from the last to the first
     fold = np.arange(n + m)[::-1] % FOLDS
     train = weight[:, None] * (fold[:, None] != np.arange(FOLDS))
-    start, lasso = np.tile(whole, (FOLDS, 1)), np.tile(1 / PENALTIES, FOLDS)
+    start, lasso = without_each_fold(x, y, weight, fold, whole, 1 / PENALTIES), np.tile(1 / PENALTIES, FOLDS)
     # these coefficients serve to compare losses only
-    beta = fit_logistic(x, y, np.repeat(train, k, axis=1), lasso=lasso, start=start, tolerance=1e-3)
+    beta = fit_logistic(x, y, np.repeat(train, k, axis=1), lasso=lasso, start=start.reshape(-1, 3), tolerance=1e-3)
     beta = beta.reshape(FOLDS, k, 3)
     loss = np.zeros(k)
     for f in range(FOLDS):
@@ -162,11 +162,11 @@ def length_controlled_table(
 
     Returns:
         One row per generator, best first: generator, baseline, lc_win_rate and published_error (percent; see
-        `length_controlled`), a, b, c.
+        `length_controlled`), a, b, c. Missing for a generator without published coefficients.
 
     Raises:
         DataError: A table is not what it should be, or an instruction has no difficulty.
-        UnknownNameError: There is no such baseline, or a generator has no published coefficients.
+        UnknownNameError: There is no such baseline, or no generator has published coefficients.
     """
     if (gamed is None) == (weights is None):
         raise DataError("Give either the gamed rows, to fit the model, or published weights.")
@@ -186,6 +186,10 @@ def length_controlled_table(
     published = None
     if weights is not None:
         published = weights.set_index("generator" if "generator" in weights.columns else "model")
+        if not table["generator"].isin(published.index).any():
+            raise UnknownNameError(
+                "generator with published weights", str(table["generator"].iloc[0]), map(str, published.index)
+            )
     rows = []
     for name, mine in table.groupby("generator", sort=True):
         delta = mine["difficulty"].to_numpy(float)
@@ -196,7 +200,8 @@ def length_controlled_table(
         elif name in published.index:
             model = Weights(*map(float, published.loc[name, ["a", "b", "c"]].to_numpy(float)))
         else:
-            raise UnknownNameError("generator with published weights", str(name), map(str, published.index))
+            rows.append((str(name), baseline, *[np.nan] * 5))
+            continue
         value, error = length_controlled(model, delta)
         rows.append((str(name), baseline, value, error, model.a, model.b, model.c))
     columns = ["generator", "baseline", "lc_win_rate", "published_error", "a", "b", "c"]

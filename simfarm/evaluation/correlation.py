@@ -3,7 +3,7 @@
 p-values are two-sided: the share of permutations of one side whose |coefficient| is at least the one seen; all n!
 permutations for n <= 9, random ones (counting the identity, Phipson & Smyth 2010) beyond.
 
-Intervals carry the uncertainty of both sides: see `true_scores`.
+Intervals carry the uncertainty of both sides: see the module `true_scores`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scipy import stats
 
 from simfarm import draws
 from simfarm.errors import DataError, suggest
+from simfarm.evaluation.true_scores import true_scores
 from simfarm.tables import RANKING_COLUMNS, require_columns
 
 Floats = NDArray[np.float64]
@@ -25,8 +26,6 @@ Coefficient = Literal["spearman", "kendall", "pearson"]
 COEFFICIENTS: tuple[Coefficient, ...] = ("spearman", "kendall", "pearson")
 EXACT_UP_TO = 9
 BLOCK = 20_000
-PRIOR = 0.1
-"""Strength of the prior of the true scores' covariance, which knows no correlation: at 1 it pulls those near 1 down."""
 
 
 def features(values: Floats, coefficient: Coefficient) -> Floats:
@@ -119,59 +118,6 @@ def _complete(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return x, y
 
 
-def true_scores(
-    scores: Floats, standard_errors: Floats, *, draws_wanted: int = 4000, seed: int = 0, warm_up: int = 500
-) -> Floats:
-    """Draw the methods' true scores on both sides, given the measured ones and their standard errors.
-
-    Model: measured = true + N(0, se^2); true scores of a method on the two sides ~ N(mu, Sigma), bivariate;
-    Sigma ~ inverse Wishart(3, PRIOR diag(moment estimates)), flat mu. Gibbs sampling. Adding noise to measured scores,
-    as a bootstrap of each side does, would count the noise twice and pull the correlation of noisy scores to zero.
-
-    Args:
-        scores: (n, 2), one column per side.
-        standard_errors: (n, 2); zero where a score is known exactly.
-        draws_wanted: Draws kept.
-        seed: Of the draws.
-        warm_up: Draws dropped at the start.
-
-    Returns:
-        (draws, n, 2).
-    """
-    n = len(scores)
-    rng = np.random.default_rng(draws.seed_for(seed, "true scores", n))
-    unit = scores.std(0, ddof=1)
-    x, noise = (scores - scores.mean(0)) / unit, np.zeros((n, 2, 2))
-    noise[:, [0, 1], [0, 1]] = (standard_errors / unit) ** 2
-    tau = np.maximum(1 - noise.mean(0)[[0, 1], [0, 1]], 0.1)
-    scale, mu = PRIOR * np.diag(tau), np.zeros(2)
-    r = 0.9 * float(np.corrcoef(x.T)[0, 1]) * float(np.sqrt(tau.prod()))
-    sigma = np.diag(tau) + np.array([[0.0, r], [r, 0.0]])
-    kept = np.empty((draws_wanted, n, 2))
-    for draw in range(-warm_up, draws_wanted):
-        gain = sigma @ np.linalg.inv(sigma + noise)
-        spread = sigma - gain @ sigma
-        mean = mu + ((x - mu)[:, None, :] @ gain.transpose(0, 2, 1))[:, 0]
-        # the 2 x 2 Cholesky factor by hand: it may be singular where a side is exact
-        a = np.sqrt(np.maximum(spread[:, 0, 0], 0))
-        c = np.divide(spread[:, 1, 0], a, out=np.zeros(n), where=a > 1e-12)
-        d = np.sqrt(np.maximum(spread[:, 1, 1] - c**2, 0))
-        z = rng.normal(size=(n, 2))
-        true = mean + np.column_stack([a * z[:, 0], c * z[:, 0] + d * z[:, 1]])
-        centre = true.mean(0)
-        factor = np.linalg.cholesky(np.linalg.inv(scale + (true - centre).T @ (true - centre)))
-        freedom = 2 + n
-        bartlett = np.array(
-            [[np.sqrt(rng.chisquare(freedom)), 0.0], [rng.normal(), np.sqrt(rng.chisquare(freedom - 1))]]
-        )
-        wishart = factor @ bartlett
-        sigma = np.linalg.inv(wishart @ wishart.T)
-        mu = centre + np.linalg.cholesky(sigma / n) @ rng.normal(size=2)
-        if draw >= 0:
-            kept[draw] = true
-    return np.asarray(kept * unit + scores.mean(0), float)
-
-
 def rank_correlations(
     simulated: pd.DataFrame,
     human: pd.DataFrame,
@@ -235,6 +181,7 @@ def _joined(simulated: pd.DataFrame, human: pd.DataFrame) -> pd.DataFrame:
         near = next((s for m in missing if (s := suggest(m, sides[1]["generator"]))), "")
         raise DataError(
             f"{len(both)} generators are in both rankings; a correlation needs three or more. Not in the human "
-            f"ranking: {', '.join(missing[:8]) or 'none'}.{near}"
+            f"ranking: {', '.join(missing[:8]) or 'none'}.{near} Give a human ranking (columns generator, score) that "
+            "has them by these names, or leave it out."
         )
     return both

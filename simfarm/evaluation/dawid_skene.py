@@ -38,7 +38,7 @@ def dawid_skene(
 
     Args:
         votes: (annotators, items, C) counts of each annotator's votes by class.
-        clusters: (items,) instruction of each item; the interval resamples instructions.
+        clusters: (items,) instruction of each item; the interval resamples instructions; with one, it is missing.
         confidence: Of the interval.
         bootstrap: Draws.
         seed: Of the draws.
@@ -56,6 +56,9 @@ def dawid_skene(
     truth = share / share.sum(1, keepdims=True)
     ones = np.ones(votes.shape[1])
     truth, confusion, prior = _em(votes, ones, truth, 200)
+    if groups < 2:
+        nothing = np.full(len(votes), np.nan)
+        return DawidSkene(_accuracy(confusion, prior), nothing, nothing, confusion, truth)
     drawn = []
     for counts in bootstrap_counts(groups, bootstrap, seed):
         for weights in counts:

@@ -80,8 +80,8 @@ def choose_baseline(labels: pd.DataFrame, baseline: str | None) -> str:
     if len(common) == 1:
         return common[0]
     raise DataError(
-        f"No single generator takes part in every row, so the baseline must be named: one of {', '.join(known)}. "
-        "Without a baseline, rank the generators with a Bradley–Terry fit (`simfarm rank`)."
+        "No single generator takes part in every row, so the baseline must be named (--baseline): one of "
+        f"{', '.join(known)}. Without a baseline, rank the generators with a Bradley–Terry fit (`simfarm rank`)."
     )
 
 

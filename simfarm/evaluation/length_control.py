@@ -154,7 +154,8 @@ def _controlled(
     variance = cluster_variance(scores @ slope + (q - value) / len(q), clusters)
     plain = clustered_mean(score, clusters, confidence=confidence, share=True)
     notes = [plain.note] if plain.note else []
-    if np.ptp(score) < 1e-12 and not np.isnan(plain.standard_error):
+    same = bool(np.ptp(score) < 1e-12)
+    if same and not np.isnan(plain.standard_error):
         # the fit is all prior: equal verdicts say nothing of what length does
         value, se, low, high = plain.value, plain.standard_error, plain.ci_low, plain.ci_high
         notes.append("not controlled")
@@ -173,13 +174,14 @@ def _controlled(
     }
     effect = iter(range(1, 1 + int(used.sum())))
     for name, has_spread in zip(covariates, used, strict=True):
-        if has_spread:
-            k = next(effect)
+        k = next(effect) if has_spread else 0
+        if has_spread and not same:
             error = float(np.sqrt(cluster_variance(scores[:, k], clusters)))
             result |= {f"effect_{name}": float(beta[k]), f"effect_{name}_se": error}
         else:
             result |= {f"effect_{name}": np.nan, f"effect_{name}_se": np.nan}
-            notes.append(f"{name} differs by the same in every row: not controlled for")
+            if not has_spread:
+                notes.append(f"{name} differs by the same in every row: not controlled for")
     return result, notes
 
 
