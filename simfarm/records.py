@@ -15,17 +15,6 @@ Order = Literal["12", "21"]
 ORDERS: tuple[Order, Order] = ("12", "21")
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One response of one generator to one instruction."""
-
-    instruction: str
-    output: str
-    generator: str
-    input: str = ""
-    dataset: str = ""
-
-
 class ComparisonKey(NamedTuple):
     """What a comparison is about, whichever of its outputs is called output_1."""
 
