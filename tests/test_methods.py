@@ -17,8 +17,17 @@ from tiny import tiny_policy
 from simfarm.errors import ConfigError, DataError, RunError, TrainingError
 from simfarm.methods.binary_feedme import binary_feedme
 from simfarm.methods.binary_reward_conditioning import binary_reward_conditioning
-from simfarm.methods.config import ConditioningConfig, DPOConfig, FeedMEConfig, QuarkConfig, REINFORCEConfig, RLOOConfig
+from simfarm.methods.config import (
+    ConditioningConfig,
+    DPOConfig,
+    FeedMEConfig,
+    PPOConfig,
+    QuarkConfig,
+    REINFORCEConfig,
+    RLOOConfig,
+)
 from simfarm.methods.dpo import dpo, dpo_loss, sequence_log_probabilities
+from simfarm.methods.ppo import ppo
 from simfarm.methods.preferences import Preferences
 from simfarm.methods.quark import groups, marker, quark
 from simfarm.methods.reinforce import reinforce
@@ -161,6 +170,18 @@ def test_reinforce_reaches_the_optimum_of_theory() -> None:
     best = tilted(log_ref, 1 / BETA)
     config = REINFORCEConfig(steps=60, rollouts=256, learning_rate=5e-3, warmup_steps=5, kl_coef=beta, temperature=1.0)
     top = reinforce(split, prompts, by_letter, config, max_new_tokens=1, seed=0, setup=WIDE)
+    assert distance(np.exp(log_policy(split, top, prompts[0])), best) < 0.1
+
+
+def test_ppo_reaches_the_optimum_of_theory() -> None:
+    """Scaling r - β log(π/π_ref) to unit variance and whitening advantages leave the optimum where it is."""
+    split, prompts, log_ref = bandit()
+    best = tilted(log_ref, 1 / BETA)
+    config = PPOConfig(
+        steps=60, rollouts=256, minibatch=256, epochs=1, learning_rate=5e-3, warmup_steps=2, kl_coef=BETA,
+        checkpoint_every=60,
+    )  # fmt: skip
+    top, _ = ppo(split, prompts, by_letter, config, max_new_tokens=1, seed=0, setup=WIDE)
     assert distance(np.exp(log_policy(split, top, prompts[0])), best) < 0.1
 
 

@@ -49,6 +49,7 @@ simfarm train rloo --data simfarm/unlabeled --reward reward --out rloo --watch s
 @click.option("--combine", type=click.Choice(["mean", "wco", "uwo", "lcb"]), default="mean", show_default=True,
               help="reward: how members are put together.")  # fmt: skip
 @click.option("--penalty", default=0.5, show_default=True, help="reward: λ of uwo and lcb.")
+@click.option("--bootstrap", is_flag=True, help="reward: members learn from prompts drawn anew, but the first.")
 @click.option("--micro-batch", type=click.IntRange(1), default=16, show_default=True,
               help="Rows with gradients at once: halve it if memory runs out.")  # fmt: skip
 @click.option("--decode-batch", type=click.IntRange(1), default=128, show_default=True, help="Rows decoded at once.")
@@ -76,6 +77,7 @@ def train(
     members: int,
     combine: Any,
     penalty: float,
+    bootstrap: bool,
     micro_batch: int,
     decode_batch: int,
     checkpoint_every: int,
@@ -140,7 +142,7 @@ def train(
         watch=_watch(split, watch, watch_every, gold, patience, max_kl, max_new_tokens, seed),
     )
     if method == REWARD:
-        _reward(split, table, values, out, members, combine, penalty, seed)
+        _reward(split, table, values, out, members, combine, penalty, bootstrap, seed)
         return
     task = Task(
         split, table, None if reward is None else load_reward(split, reward), values, seed, max_new_tokens, setup
@@ -285,6 +287,7 @@ def _reward(
     members: int,
     rule: Any,
     penalty: float,
+    bootstrap: bool,
     seed: int,
 ) -> None:
     """Train a reward model or an ensemble, and say how good it is on a tenth of the instructions kept apart."""
@@ -297,8 +300,8 @@ def _reward(
     from simfarm.rewards.config import RewardConfig
     from simfarm.rewards.ensemble import train_ensemble
     from simfarm.rewards.export import export
-    from simfarm.rewards.train import Pairs, accuracy
-    from simfarm.tables import check_labels
+    from simfarm.rewards.train import Pairs, accuracy, reliability
+    from simfarm.tables import check_labels, write_table
 
     try:
         config = RewardConfig.model_validate(values)
@@ -319,8 +322,9 @@ def _reward(
     train_part, test_part = pairs(~test), pairs(test)
     with track("training the reward", len(train_part.prompts) * config.epochs * members, "pairs") as advance:
         ensemble = train_ensemble(
-            split, train_part, config, members=members, rule=rule, penalty=penalty, seed=seed, progress=advance
-        )
+            split, train_part, config, members=members, rule=rule, penalty=penalty, bootstrap=bootstrap, seed=seed,
+            progress=advance,
+        )  # fmt: skip
     model = ensemble if members > 1 else ensemble.members[0]
     model.save(out)
     if members == 1 and config.pooling == "last":
@@ -329,6 +333,7 @@ def _reward(
     if (test_part.p_first != 0.5).any():
         r1, r2 = (model.rewards(test_part.prompts, side) for side in (test_part.outputs_1, test_part.outputs_2))
         facts["test_accuracy"] = accuracy(r1, r2, 2 - test_part.p_first)
+        write_table(reliability(r1, r2, 2 - test_part.p_first, test_part.prompts), out / "calibration.csv")
     (out / "accuracy.json").write_text(json.dumps(facts, indent=1), "utf-8")
     share = f"{facts['test_accuracy']:.1%} of" if "test_accuracy" in facts else "no decided label among"
     click.echo(f"The reward is in {out}; it agrees with {share} {len(test_part.prompts)} labels it has not seen.")

@@ -66,6 +66,10 @@ class PolicyConfig(Section):
     model: str = "hf/smollm2-135m"
     trainable_layers: int = Field(4, ge=1)
     """The last so many layers are trained, by every method and in the reward model."""
+    lora_rank: int | None = Field(None, ge=1)
+    """If given, adapters of this rank on these layers are trained instead of the layers themselves."""
+    gradient_checkpointing: bool = False
+    """Keep fewer activations: less memory, more time, the same gradients."""
     max_new_tokens: int = Field(300, ge=1)
     """Length limit of a response (AlpacaFarm: 300)."""
     temperature: float = Field(0.7, ge=0)

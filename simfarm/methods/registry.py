@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from simfarm.config_errors import explain
-from simfarm.errors import ConfigError, DataError, UnknownNameError
+from simfarm.errors import ConfigError, UnknownNameError
 from simfarm.methods import config as configs
 from simfarm.methods.preferences import Preferences
 from simfarm.methods.rollouts import RewardFunction
@@ -121,14 +121,8 @@ class Task:
         ]
 
     def _check_lengths(self, prompts: Sequence[str], responses: Sequence[int]) -> None:
-        limit: int | None = getattr(self.split.policy.model.config, "max_position_embeddings", None)
-        lengths = [len(self.split.policy.encode(p)) + r for p, r in zip(prompts, responses, strict=True)]
-        if limit is not None and lengths and max(lengths) > limit:
-            row = int(np.argmax(lengths))
-            raise DataError(
-                f"Row {row} of the data takes {lengths[row]} tokens with its response; the context of "
-                f"{self.split.policy.name!r} holds {limit}. Shorten it, leave it out or lower --max-new-tokens."
-            )
+        policy = self.split.policy
+        policy.check_lengths([len(policy.encode(p)) + r for p, r in zip(prompts, responses, strict=True)])
 
 
 Method = Callable[[Task], Trained]

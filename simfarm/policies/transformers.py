@@ -160,7 +160,7 @@ class TransformersPolicy:
             DataError: A prompt with its response would not fit the model's context.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
-        self._check_lengths([len(ids) + max_new_tokens for ids in encoded])
+        self.check_lengths([len(ids) + max_new_tokens for ids in encoded])
         responses: list[Response | None] = [None] * len(prompts)
         for rows in prompt_sorted_batches(encoded, batch_size):
             noise = np.stack(
@@ -331,10 +331,15 @@ class TransformersPolicy:
         encoded = [self.encode(prompt) for prompt in prompts]
         if not all(encoded):
             raise DataError("A prompt is empty: the first token of a response needs something before it.")
-        self._check_lengths([len(p) + len(r) for p, r in zip(encoded, responses, strict=True)])
+        self.check_lengths([len(p) + len(r) for p, r in zip(encoded, responses, strict=True)])
         return encoded
 
-    def _check_lengths(self, lengths: Sequence[int]) -> None:
+    def check_lengths(self, lengths: Sequence[int]) -> None:
+        """Check that texts of so many tokens fit the model's context.
+
+        Raises:
+            DataError: One does not.
+        """
         limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and lengths and max(lengths) > limit:
             row = int(np.argmax(lengths))
