@@ -70,7 +70,12 @@ class Run:
         from simfarm.policies.transformers import TransformersPolicy
 
         p = self.config.policy
-        return SplitModel(TransformersPolicy.load(p.model, device=p.device, dtype=p.dtype), p.trainable_layers)
+        return SplitModel(
+            TransformersPolicy.load(p.model, device=p.device, dtype=p.dtype),
+            p.trainable_layers,
+            lora_rank=p.lora_rank,
+            gradient_checkpointing=p.gradient_checkpointing,
+        )
 
     @cached_property
     def reward(self) -> RewardModel:
