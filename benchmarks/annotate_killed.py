@@ -49,6 +49,11 @@ class Found:
     """What the command said when it was struck last."""
 
 
+def hear_interrupts() -> None:
+    """A shell's background job ignores interrupts, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(folder: Path, *, rows: int, kills: int, blow: signal.Signals, seed: int = 0) -> Found:
     """Strike `kills` times, let the command end, and look at what is there."""
     pairs, store, log, labels = (folder / name for name in ("pairs.json", "calls.sqlite", "log", "labels.jsonl"))
@@ -61,7 +66,9 @@ def run(folder: Path, *, rows: int, kills: int, blow: signal.Signals, seed: int 
         for left in range(kills, 0, -1):
             done = answers(log)
             enough = done.total() + chance.randint(1, max(1, 2 * (rows - len(done)) // (left + 1)))
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=hear_interrupts
+            )
             while answers(log).total() < enough and process.poll() is None:
                 time.sleep(0.001)
             process.send_signal(blow)

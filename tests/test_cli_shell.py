@@ -135,7 +135,14 @@ def test_an_interrupt_is_130_and_says_that_nothing_is_lost(tmp_path: Path) -> No
         "models.pull = lambda *a, **k: (print('ready', flush=True), time.sleep(30))\n"
         "sys.argv = ['simfarm', 'models', 'pull', 'smollm2-135m']; main()"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background job ignores interrupts, and its children with it
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
