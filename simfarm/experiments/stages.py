@@ -303,7 +303,7 @@ def _training_labels(run: Run) -> pd.DataFrame:
     finished = dict(zip(zip(drawn["id"], drawn["output"], strict=True), drawn["finished"], strict=True))
     # replicates of a pair become one soft label
     content = ["id", "instruction", "input", "output_1", "output_2"]
-    labels = labels[~labels["held_out"]].groupby(content, sort=False)["preference"].mean().reset_index()
+    labels = labels[~labels["held_out"]].groupby(content, sort=False)["preference"].mean().dropna().reset_index()
     ends = {
         f"finished_{k}": [finished[key] for key in zip(labels["id"], labels[f"output_{k}"], strict=True)]
         for k in (1, 2)
@@ -469,7 +469,10 @@ def inputs_of(config: ExperimentConfig) -> dict[str, str]:
     for model in config.checkpoints.values():
         found[f"model {model}"] = models.fingerprint(model)
     for generator, file in config.outputs.items():
-        found[f"outputs {generator}"] = draws.digest(*tables.read_outputs(file, generator)["output"]).hex()
+        own = tables.read_outputs(file, generator)[["instruction", "input", "output"]]
+        found[f"outputs {generator}"] = draws.digest(*map(list, own.itertuples(index=False))).hex()
+    if ranking := config.evaluation.human_ranking:
+        found[f"human ranking {ranking}"] = draws.digest(load_human_ranking(ranking).to_json()).hex()
     return found
 
 
