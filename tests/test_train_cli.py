@@ -18,6 +18,8 @@ from simfarm.cli.train import parse_settings
 from simfarm.errors import ConfigError, DataError, ModelError, RunError, UnknownNameError
 from simfarm.experiments.config import load_experiment
 from simfarm.experiments.runner import plan, run_experiment
+from simfarm.experiments.stages import STAGES, Run
+from simfarm.methods.registry import BUILTIN
 from simfarm.policies.split import SplitModel
 from simfarm.policies.transformers import TransformersPolicy
 from simfarm.rewards.ensemble import RewardEnsemble, combine, load_reward
@@ -264,3 +266,28 @@ def test_every_method_and_a_checkpoint_in_an_experiment(home: Path) -> None:
     assert not list(run.rglob("checkpoint.pt"))
     with pytest.raises(ConfigError, match="checkpoints names dpo, which the experiment makes itself"):
         load_experiment(str(home / "methods.toml"), ["checkpoints.dpo=hf/x"])
+
+
+def test_the_experiment_methods_starts_resumes_and_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = ["epochs=1", "batch_size=16"]
+    settings = [
+        f"policy.model=hf/{home}/model", "policy.trainable_layers=2", "policy.max_new_tokens=6", "policy.lora_rank=2",
+        *(f"data.{split}={home}/outputs.json" for split in ("preference", "unlabeled", "eval")),
+        "annotation.pool=fake-biased", "evaluation.pool=fake-biased", "annotation.replicates=2", "best_of_n.n=2",
+        "evaluation.replicates=1", "annotation.held_out=0.25", "expert_iteration.sft.epochs=1", "rloo.steps=1",
+        *(f"{m}.{key}" for m in ("dpo", "binary_feedme", "binary_reward_conditioning") for key in short),
+        *(f"{m}.{key}" for m in ("ppo", "quark", "reinforce") for key in ("steps=1", "rollouts=4")),
+    ]  # fmt: skip
+    config = load_experiment("methods", settings)
+    assert {*config.methods} == {*BUILTIN, "best_of_n"}
+
+    def cut(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cutting:
+        cutting.setitem(STAGES, "rloo", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(config, home / "methods")
+    run = run_experiment(config, home / "methods").path
+    rates = pd.read_csv(run / "evaluation/win_rates.csv")
+    assert {*rates["generator"]} == {*config.methods} and (run / "report.html").is_file()
