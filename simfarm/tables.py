@@ -202,9 +202,10 @@ def check_labels(table: pd.DataFrame, name: str = "labels") -> pd.DataFrame:
     wrong = (values.isna() & table["preference"].notna()) | (values < 1) | (values > 2)
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
+        given = _plain(table["preference"].iloc[row])
         raise DataError(
-            f"{name}, row {row}: preference is {_plain(table['preference'].iloc[row])!r}. A preference is a number from 1 "
-            "(output_1 is better) to 2 (output_2 is better), 1.5 for a tie, null if missing."
+            f"{name}, row {row}: preference is {given!r}. A preference is a number from 1 (output_1 is better) to 2 "
+            "(output_2 is better), 1.5 for a tie, null if missing."
         )
     filled = {column: table[column].fillna("") for column in ("output_1", "output_2") if table[column].hasnans}
     return with_input(table.assign(preference=values, **filled))
