@@ -16,10 +16,13 @@ from simfarm.annotators.pool import Pool, load_pool
 from simfarm.errors import DataError, require
 from simfarm.records import probability_from_preference
 
-require("inspect_ai", "inspect", "The scorer for inspect_ai")
-
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr  # noqa: E402
-from inspect_ai.solver import TaskState  # noqa: E402
+try:
+    from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
+    from inspect_ai.solver import TaskState
+except ImportError:
+    # says which extra brings it; anything else that failed to import is raised as it is
+    require("inspect_ai", "inspect", "The scorer for inspect_ai")
+    raise
 
 
 @scorer(metrics=[mean(), stderr()])

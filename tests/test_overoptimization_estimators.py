@@ -5,7 +5,7 @@ import pytest
 
 from simfarm.errors import ConfigError, DataError
 from simfarm.overoptimization.best_of_n import best_of_n_curve, best_of_n_values, best_of_n_weights, kl_best_of_n
-from simfarm.overoptimization.kl import exact_kl, kl_terms, sequence_kl
+from simfarm.overoptimization.kl import exact_kl, kl_terms
 
 
 def brute_force(proxy, gold, n):
@@ -98,13 +98,6 @@ def test_kl_estimators_agree_with_exact_on_a_table():
     assert p @ terms["k2"] == pytest.approx(p @ (np.log(p / q) ** 2) / 2)
     assert (terms["k3"] >= 0).all()
     assert float(exact_kl([1.0, 0.0], [0.0, 1.0])) == np.inf
-
-
-def test_sequence_kl_ignores_padding():
-    policy = np.array([[-1.0, -2.0, -np.inf], [-1.0, -1.0, -1.0]])
-    reference = np.array([[-1.5, -2.0, -np.inf], [-2.0, -1.0, -3.0]])
-    mask = np.array([[1, 1, 0], [1, 1, 1]])
-    assert sequence_kl(policy, reference, mask) == pytest.approx([0.5, 3.0])
 
 
 def test_kl_bad_input():

@@ -44,25 +44,6 @@ def kl_terms(policy_logprobs: ArrayLike, reference_logprobs: ArrayLike, *, estim
     raise ConfigError(f"There is no KL estimator {estimator!r}; choose k1, k2 or k3.")
 
 
-def sequence_kl(
-    policy_logprobs: ArrayLike, reference_logprobs: ArrayLike, mask: ArrayLike, *, estimator: Estimator = "k1"
-) -> Floats:
-    """Sum per-token terms over each response.
-
-    Args:
-        policy_logprobs: (sequences, tokens), nats.
-        reference_logprobs: (sequences, tokens).
-        mask: (sequences, tokens), true on response tokens.
-        estimator: As for `kl_terms`.
-
-    Returns:
-        (sequences,), nats per response.
-    """
-    # padding may hold anything, even infinities
-    policy, reference = (np.where(np.asarray(mask, bool), x, 0.0) for x in (policy_logprobs, reference_logprobs))
-    return np.asarray(kl_terms(policy, reference, estimator=estimator).sum(-1), float)
-
-
 def exact_kl(policy: ArrayLike, reference: ArrayLike) -> Floats:
     """Return sum_x policy(x) log(policy(x)/reference(x)) over the last axis of tables of probabilities.
 

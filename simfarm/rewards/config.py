@@ -17,7 +17,7 @@ class RewardConfig(BaseModel):
     head: Literal["zero", "probe", "random"] = "zero"
     """Where the linear score starts: at zero; fitted on the states of the initial model, before any layer is trained
     (Kumar et al. 2022, linear probing then fine-tuning); or drawn from N(0, 1/(H + 1)) by the seed (Stiennon et al.
-    2020, appendix B), so that members of an ensemble start apart."""
+    2020), so that members of an ensemble start apart."""
     epochs: int = Field(1, ge=0)
     """Passes over the labels that train the layers (AlpacaFarm: 1); 0 leaves the probe as it is."""
     batch_size: int = Field(16, ge=1)
