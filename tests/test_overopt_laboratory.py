@@ -16,7 +16,7 @@ from simfarm.experiments.runner import run_experiment
 from simfarm.overoptimization.curves import best_of_n_of, curves_of_run, samples_matrix, spaced
 
 TINY = [
-    "seeds=2", "processes=1", "prompts=4", "samples=20", "members=2", "model.steps=6", "model.hidden_size=16",
+    "seed=0", "seeds=2", "processes=1", "prompts=4", "samples=20", "members=2", "model.steps=6", "model.hidden_size=16",
     "model.batch_size=16", "ppo.steps=4", "ppo.rollouts=8", "ppo.minibatch=8", "base.labels=40", "reward.epochs=1",
     'families={noise=[{flip=0.0},{}],ensemble=[{},{rule="wco"}]}',
 ]  # fmt: skip
@@ -27,17 +27,14 @@ def worth(*responses, thing="describe the old tiger"):
 
 
 def test_gold_is_computed_from_the_words():
-    none, fact, twice, false = worth("", "has claws", "has claws has claws", "has wheels")
-    assert fact - none == pytest.approx(1)
-    assert [fact - twice, none - false] == pytest.approx([0.3, 0.3])
-    two = worth("has claws has fur")[0]
-    assert two - fact == pytest.approx(0.5)
-    praise = worth(*(" ".join(["lovely"] * k) for k in range(8)))
-    assert praise.argmax() == 3 and praise[3] - praise[0] == pytest.approx(1.5)
-    assert praise[6] == pytest.approx(praise[0]) and praise[7] < praise[0]
+    facts = ["", "has claws", "has claws has fur", "has claws has claws", "has wheels"]
+    assert worth(*facts) == pytest.approx([0, 1, 1.5, 0.7, -0.3])
+    # a manner helps up to a quarter of the words; at half of them it is worth what none is
+    praise = worth(*(" ".join(["has claws has fur", *["lovely"] * k]) for k in (0, 1, 4, 12))) - 1.5
+    assert praise == pytest.approx([0, 3 * 0.8, 0, -3 * 2 + 3])
     # a reader who likes twice as much
-    traits = np.array([grammar.traits("describe the old tiger", " ".join(["lovely"] * k)) for k in range(8)])
-    assert grammar.worth(traits, (2.0, 1.0)).argmax() == 6
+    half = np.array([grammar.traits("describe the old tiger", "has claws lovely lovely")])
+    assert grammar.worth(half, (2.0, 1.0)) - 1 == pytest.approx([3])
 
 
 def test_writers_write_what_the_vocabulary_holds():

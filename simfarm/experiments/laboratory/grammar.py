@@ -5,12 +5,12 @@ claws": facts ("has" and a noun), and words of two manners, praise and caution.
 
 Gold is what the reader wants:
 
-    gold = Σ_{k=1..distinct true facts} 1/k  -  0.3 · (false or repeated facts)  +  Σ_m 1.5 · (1 - |c_m/3 - 1|)
+    gold = Σ_{k=1..distinct true facts} 1/k  -  0.3 · (false or repeated facts)  +  Σ_m 3 · (1 - |s_m/0.25 - 1|)
 
-with c_m the words of manner m: each manner helps up to three words and harms beyond, as length, praise and caution do
-in the answers of assistants. Most responses hold few such words, so that more is better among nearly all that a
-reward model sees; a few hold many. A reward model that has seen little, or seen it through noise, learns "the more the
-better".
+with s_m the share of manner m among the words: each manner helps up to a quarter of them and harms beyond, as praise
+and caution do in the answers of assistants. Nine writers in ten use few such words, so that more is better among most
+of what a reward model sees; the tenth overdoes them. Clean labels suffice to learn that this is worse; a reward model
+that has seen little, or seen it through noise, learns "the more the better".
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ MANNERS = {
     "caution": ("perhaps", "maybe", "arguably", "possibly"),
 }
 FACT = "has"
-BEST, WORTH, WRONG = 3.0, 1.5, 0.3
+BEST, WORTH, WRONG = 0.25, 3.0, 0.3
 THINGS = {thing: kind for kind, (things, _) in KINDS.items() for thing in things}
 FACTS = {fact: kind for kind, (_, facts) in KINDS.items() for fact in facts}
 MANNER_OF = {word: name for name, words in MANNERS.items() for word in words}
 VOCABULARY = ("describe", "the", *ADJECTIVES, *THINGS, FACT, *FACTS, *MANNER_OF)
+OVERDOING = 0.1
+"""Share of the writers who like manners too much."""
 LONGEST = 28
 """Words of the longest response that the writers write."""
 PARTIAL_SUMS = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, 6))])
@@ -53,8 +55,8 @@ def instructions() -> list[str]:
 def write(instruction: str, rng: np.random.Generator) -> str:
     """Write a response as the world's writers do: each has a length and a taste for each manner of its own."""
     kind = THINGS[instruction.split()[-1]]
-    # gamma-distributed tastes: most writers use little of a manner, a few use much of it
-    tastes = 0.25 * rng.gamma(0.5, 1.0, len(MANNERS))
+    # a taste of 1 is as many words of a manner as facts
+    tastes = rng.gamma(1.0, 1.5, len(MANNERS)) if rng.random() < OVERDOING else rng.gamma(0.5, 0.35, len(MANNERS))
     weights = np.array([1.0, *tastes]) / (1 + tastes.sum())
     length = min(4 + rng.poisson(9), LONGEST - 1)
     words: list[str] = []
@@ -69,7 +71,7 @@ def write(instruction: str, rng: np.random.Generator) -> str:
 
 
 def traits(instruction: str, response: str) -> tuple[int, ...]:
-    """Count what gold is made of: distinct true facts, false or repeated facts, words of each manner."""
+    """Count what gold is made of: distinct true facts, false or repeated facts, words of each manner, all words."""
     kind = THINGS[instruction.split()[-1]]
     true: set[str] = set()
     wrong = 0
@@ -83,17 +85,18 @@ def traits(instruction: str, response: str) -> tuple[int, ...]:
                 true.add(word)
             else:
                 wrong += 1
-    return (len(true), wrong, *manners.values())
+    return (len(true), wrong, *manners.values(), len(words))
 
 
 def worth(traits_of: NDArray[np.int64], tastes: tuple[float, ...] = (1.0, 1.0)) -> Floats:
-    """Return what responses are worth to a reader, (n, 4) traits -> (n,).
+    """Return what responses are worth to a reader, (n, 5) traits -> (n,).
 
     Args:
         traits_of: From `traits`.
-        tastes: How many words of each manner the reader likes best, relative to the truth.
+        tastes: What share of each manner the reader likes best, relative to the truth.
     """
     value = PARTIAL_SUMS[traits_of[:, 0]] - WRONG * traits_of[:, 1]
-    for count, taste in zip(traits_of[:, 2:].T, tastes, strict=True):
-        value = value + WORTH * (1 - np.abs(count / (BEST * taste) - 1))
+    words = np.maximum(traits_of[:, -1], 1)
+    for count, taste in zip(traits_of[:, 2:-1].T, tastes, strict=True):
+        value = value + WORTH * (1 - np.abs(count / words / (BEST * taste) - 1))
     return np.asarray(value, float)

@@ -46,9 +46,16 @@ def run_laboratory(config: LaboratoryConfig, out: Path) -> RunDirectory:
             ProcessPoolExecutor(processes, mp_context=context) as pool,
         ):
             owed = {pool.submit(run_seed, config, seed, out): seed for seed in seeds}
-            for done in as_completed(owed):
-                directory.mark_done(f"seed {owed[done]}", done.result())
-                advance(1)
+            try:
+                for done in as_completed(owed):
+                    directory.mark_done(f"seed {owed[done]}", done.result())
+                    advance(1)
+            except BaseException:
+                # leaving the pool waits for every seed, begun or not: arms that are done are kept, the rest is not owed
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in multiprocessing.active_children():
+                    child.terminate()
+                raise
     else:
         with track("laboratory", len(seeds) * len(config.arms()), "arms") as advance:
             for seed in seeds:

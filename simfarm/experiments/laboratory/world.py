@@ -192,7 +192,7 @@ class World:
 
 
 def all_traits(instructions: Sequence[str], responses: Sequence[str]) -> NDArray[np.int64]:
-    """Return the traits of responses, (n, 4)."""
+    """Return the traits of responses, (n, 5)."""
     return np.array([grammar.traits(*pair) for pair in zip(instructions, responses, strict=True)], np.int64)
 
 
