@@ -227,7 +227,7 @@ def test_values_are_toml_and_bare_words_are_text() -> None:
         "quickstart", ["ppo.learning_rate=2e-5", "evaluation.pool=fake-biased", "data.limit=4", 'methods=["sft"]']
     )
     assert config.ppo.learning_rate == 2e-5 and config.evaluation.pool == "fake-biased"
-    assert config.data.limit == 4 and config.methods == ["sft"]
+    assert config.data.limit_of("eval") == config.data.limit_of("preference") == 4 and config.methods == ["sft"]
 
 
 def test_a_foreign_or_unusable_directory_is_left_alone(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ class DataConfig(Section):
     """Instructions on which methods are compared."""
     limit: int | None = Field(None, ge=1)
     """Take only so many of each, drawn at random, the same in every run."""
+    eval_limit: int | None = Field(None, ge=1)
+    """Take only so many of `eval`; `limit` if unset."""
+
+    def limit_of(self, split: str) -> int | None:
+        """Return how many instructions of a split are taken at most; None is all."""
+        return self.eval_limit or self.limit if split == "eval" else self.limit
 
 
 class PolicyConfig(Section):

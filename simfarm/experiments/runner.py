@@ -78,10 +78,9 @@ def plan(config: ExperimentConfig) -> pd.DataFrame:
     Returns:
         One row per kind of work: stage, what, count, tokens (at most; null where none are counted).
     """
-    sizes = {
-        split: min(len(instructions_named(str(getattr(config.data, split)))), config.data.limit or sys.maxsize)
-        for split in ("preference", "unlabeled", "eval")
-    }
+    data, sizes = config.data, {}
+    for split in ("preference", "unlabeled", "eval"):
+        sizes[split] = min(len(instructions_named(str(getattr(data, split)))), data.limit_of(split) or sys.maxsize)
     limit, rows = config.policy.max_new_tokens, []
 
     def add(stage: str, what: str, count: int, tokens: int | None = None) -> None:

@@ -60,7 +60,7 @@ class Run:
         """Return the instructions of a split of the experiment: id, instruction, input, category."""
         table = instructions_named(str(getattr(self.config.data, split)))
         # a file is often sorted by kind of task: its first rows would be of one kind
-        chosen = sorted(draws.permutation(len(table), 0, "limit")[: self.config.data.limit])
+        chosen = sorted(draws.permutation(len(table), 0, "limit")[: self.config.data.limit_of(split)])
         return table.iloc[chosen].reset_index(drop=True)
 
     @cached_property
