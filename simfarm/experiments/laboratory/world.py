@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 MAX_TOKENS = grammar.LONGEST + 2
 BATCH = 1024
 """Rows decoded together."""
-LOOKED = 3
+LOOKED = 6
 """Responses to each prompt at a look along PPO."""
 TASTES = ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (0.5, 1.0), (1.0, 0.5))
 """Members of the pool: how much of each manner they like best, relative to gold's reader."""
