@@ -291,3 +291,12 @@ def test_the_experiment_methods_starts_resumes_and_ends(home: Path, monkeypatch:
     run = run_experiment(config, home / "methods").path
     rates = pd.read_csv(run / "evaluation/win_rates.csv")
     assert {*rates["generator"]} == {*config.methods} and (run / "report.html").is_file()
+
+
+def test_metrics_go_to_a_tracker_too(home: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(home, "sft", "outputs.json", "tracked", "--set", "epochs=2", "--track", "tensorboard")
+    found = EventAccumulator(str(home / "tracked/tensorboard")).Reload().Scalars("loss")
+    kept = [json.loads(line) for line in (home / "tracked/metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [(e.step, e.value) for e in found] == [(row["step"], pytest.approx(row["loss"])) for row in kept]

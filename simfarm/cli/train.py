@@ -11,6 +11,7 @@ import click
 import pandas as pd
 
 from simfarm.errors import ConfigError, RunError
+from simfarm.policies.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +60,7 @@ simfarm train rloo --data simfarm/unlabeled --reward reward --out rloo --watch s
 @click.option("--gold", metavar="POOL", help="A pool, without noise, to compare watched answers with the initial ones.")
 @click.option("--patience", type=click.IntRange(1), help="Stop after so many looks without a better gold.")
 @click.option("--max-kl", type=float, help="Stop beyond this KL to the initial policy, in nats per response.")
+@click.option("--track", "tracker", type=click.Choice(TRACKERS), help="Send metrics there as well.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True)
 def train(
@@ -86,6 +88,7 @@ def train(
     gold: str | None,
     patience: int | None,
     max_kl: float | None,
+    tracker: str | None,
     device: str,
     dtype: str,
 ) -> None:
@@ -103,6 +106,7 @@ def train(
     from simfarm.policies import workers
     from simfarm.policies.marker import with_marker
     from simfarm.policies.split import SplitModel
+    from simfarm.policies.trackers import open_tracker
     from simfarm.policies.training import CHECKPOINT, Setup
     from simfarm.policies.transformers import TransformersPolicy
     from simfarm.rewards.ensemble import base_of, load_reward
@@ -140,6 +144,7 @@ def train(
         checkpoint_every=checkpoint_every,
         show=True,
         watch=_watch(split, watch, watch_every, gold, patience, max_kl, max_new_tokens, seed),
+        tracker=open_tracker(tracker, out, record) if tracker and workers.rank() == 0 else None,
     )
     if method == REWARD:
         _reward(split, table, values, out, members, combine, penalty, bootstrap, seed)
@@ -151,6 +156,8 @@ def train(
         _best_of_n(task, temperature, out)
         return
     trained = chosen(task)
+    if setup.tracker is not None:
+        setup.tracker.finish()
     if workers.rank() == 0:
         final = split.with_top(trained.top, method)
         final = with_marker(final, trained.marker) if trained.marker else final
@@ -266,7 +273,7 @@ def _watch(
     score: Callable[[Sequence[str]], NDArray[np.float64]] | None = None
     if gold is not None:
         from simfarm.annotators.pool import load_pool
-        from simfarm.experiments.stages import gold_scores
+        from simfarm.experiments.judging import gold_scores
 
         pool = load_pool(gold)
         keys: list[draws.Part] = [["watch baseline", i] for i in range(len(prompts))]

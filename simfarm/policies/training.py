@@ -23,6 +23,7 @@ from torch import nn
 
 from simfarm.errors import RunError, TrainingError
 from simfarm.policies import workers
+from simfarm.policies.trackers import Tracker
 from simfarm.policies.transformers import TransformersPolicy
 from simfarm.progress import Progress, no_progress, track
 
@@ -69,6 +70,8 @@ class Setup:
     show: bool = False
     """Show the steps on standard error."""
     watch: Watch | None = None
+    tracker: Tracker | None = None
+    """Told the metrics of every step."""
 
 
 PLAIN = Setup()
@@ -221,6 +224,8 @@ class Trainer:
             write_jsonl(folder / METRICS, self.history)
             if (step + 1) % self.setup.checkpoint_every == 0 or step + 1 == self.total_steps or self.stopped:
                 self._save(folder / CHECKPOINT)
+        if self.setup.tracker is not None and workers.rank() == 0:
+            self.setup.tracker.log(done, step=step)
         self.setup.progress(1)
 
     def _look(self, watch: Watch, step: int) -> dict[str, float]:

@@ -84,7 +84,10 @@ def run_seed(config: LaboratoryConfig, seed: int, out: Path, progress: Progress 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     world = World(config, seed)
+    parent = multiprocessing.parent_process()
     for arm in config.arms():
+        if parent is not None and not parent.is_alive():
+            raise SystemExit("the run was killed")
         for what, path in arm_files(config, seed, arm, out).items():
             if not path.is_file():
                 tables.write_table(world.best_of_n(arm) if what == "best_of_n" else world.train(arm), path)
