@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -133,6 +134,12 @@ def test_a_reward_model_learns_through_label_noise(tmp_path, pooling: str) -> No
     assert again.rewards(pairs.prompts[:5], pairs.outputs_1[:5]) == pytest.approx(r1[:5] - 3.0, abs=1e-5)
     with pytest.raises(ModelError, match="not on the last 1 of 'tiny'"):
         RewardModel.load(SplitModel(split.policy, 1), tmp_path)
+    # the same name, other weights
+    other = copy.deepcopy(split.policy)
+    with torch.no_grad():
+        next(other.model.base_model.layers[0].parameters()).add_(1)
+    with pytest.raises(ModelError, match="trained on other weights of"):
+        RewardModel.load(SplitModel(other, split.k), tmp_path)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

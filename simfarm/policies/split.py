@@ -12,7 +12,9 @@ Rows are filled on the right: under causal attention no token sees what stands a
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +93,15 @@ class SplitModel:
     def hidden_size(self) -> int:
         """H."""
         return int(self.policy.model.config.hidden_size)
+
+    @cached_property
+    def trunk_hash(self) -> str:
+        """A hash of the first values of every parameter of the trunk, in bfloat16, whatever dtype it is loaded in."""
+        found = hashlib.sha256()
+        for name, p in sorted(self._trunk.named_parameters()):
+            found.update(f"{name} {tuple(p.shape)}".encode())
+            found.update(p.detach().flatten()[:256].bfloat16().view(torch.int16).cpu().numpy().tobytes())
+        return found.hexdigest()
 
     def trunk_states(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, batch_size: int = 16

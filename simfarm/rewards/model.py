@@ -104,6 +104,7 @@ class RewardModel(nn.Module):
         save_tensors(self, folder / FILE)
         facts = {
             "base": self.split.policy.name,
+            "trunk": self.split.trunk_hash,
             "trainable_layers": self.split.k,
             "lora_rank": self.split.lora_rank,
             "pooling": self.pooling,
@@ -128,6 +129,11 @@ class RewardModel(nn.Module):
                 f"{facts['base']!r}, not on the last {split.k} of {split.policy.name!r}. Tokens and states of one mean "
                 f"nothing to the other: give that policy and number of layers, or train a reward on these (simfarm "
                 f"train reward --policy {split.policy.name} --layers {split.k})."
+            )
+        if facts.get("trunk", split.trunk_hash) != split.trunk_hash:
+            raise ModelError(
+                f"The reward model in {folder} was trained on other weights of {split.policy.name!r} than it now has, so "
+                f"its scores would mean nothing. Train it anew: simfarm train reward --policy {split.policy.name}."
             )
         model = cls(split.with_lora_rank(facts.get("lora_rank")), facts["pooling"])
         load_tensors(model, folder / FILE)
