@@ -132,7 +132,7 @@ class RewardModel(nn.Module):
             )
         if facts.get("trunk", split.trunk_hash) != split.trunk_hash:
             raise ModelError(
-                f"The reward model in {folder} was trained on other weights of {split.policy.name!r} than it now has, so "
+                f"The reward model in {folder} was trained on other weights of {split.policy.name!r} than it now has: "
                 f"its scores would mean nothing. Train it anew: simfarm train reward --policy {split.policy.name}."
             )
         model = cls(split.with_lora_rank(facts.get("lora_rank")), facts["pooling"])
