@@ -11,6 +11,7 @@ from simfarm.cli.run import run
 from simfarm.errors import ConfigError, DataError, RunError, UnknownNameError
 from simfarm.experiments.config import load_config, load_experiment
 from simfarm.experiments.laboratory import grammar
+from simfarm.experiments.laboratory.analysis import analyse
 from simfarm.experiments.laboratory.runner import plan_laboratory, run_laboratory
 from simfarm.experiments.runner import run_experiment
 from simfarm.overoptimization.curves import best_of_n_of, curves_of_run, samples_matrix, spaced
@@ -70,6 +71,22 @@ def test_a_laboratory_writes_curves_verdicts_and_a_report(config, finished):
         assert (finished / name).is_file()
     page = (finished / "report.html").read_text("utf-8")
     assert "<script src" not in page and "http" not in page.split("</style>")[1].split("<svg")[0]
+
+
+def test_arms_are_compared_with_the_first_seed_by_seed(config):
+    arms = config.arms()
+    rows = [
+        {"n": n, "kl": kl, "proxy": proxy, "gold": gold + seed, "seed": seed}
+        for seed in (0, 1, 2)
+        for n, kl, proxy, gold in ((1, 0.0, 0.0, 0.0), (2, 0.2, 1.0, 1.0), (4, 0.6, 2.0, 0.5))
+    ]
+    first = pd.DataFrame(rows)
+    second = first.assign(gold=first["gold"] - 0.25 * (first["n"] == 4))
+    family = analyse("x", [{"flip": 0.0}, {}], config, {(arms[0], "best_of_n"): first, (arms[1], "best_of_n"): second})
+    row = family.verdicts().set_index("arm").loc["25 % flips"]
+    assert row["against_first"] == pytest.approx(-0.25)
+    assert row["against_first_ci_low"] == pytest.approx(row["against_first_ci_high"])
+    assert list(family.against_first) == [("25 % flips", "best_of_n")]
 
 
 def test_it_resumes_and_computes_the_same(config, finished, tmp_path):

@@ -49,6 +49,9 @@ def _print(folder: Path) -> None:
             ],
             "fall to the end": interval(rows, "fall", 2, ("fall_ci_low", "fall_ci_high")),
             "": ["falls" if falls else "" for falls in rows["falls"]],
+            "end, minus first arm": interval(
+                rows, "against_first", 2, ("against_first_ci_low", "against_first_ci_high")
+            ),
         }
         print_table(str(family).replace("_", " "), columns)
     click.echo(f"\nReport: {folder / 'report.html'}")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simfarm.errors import DataError
-from simfarm.evaluation.clustering import critical_value
+from simfarm.evaluation.clustering import Estimate, clustered_mean, critical_value
 from simfarm.experiments.laboratory.config import Arm, LaboratoryConfig
 from simfarm.overoptimization.curves import Curve, fits_table, summary
 from simfarm.overoptimization.fits import Fit, Form, fit_form, seen_peak
@@ -25,6 +25,8 @@ class Family:
     name: str
     arms: dict[str, dict[str, Curve]]
     """By label: "best_of_n", and "ppo" where it was run."""
+    against_first: dict[tuple[str, str], Estimate]
+    """By label and curve: gold at the end minus that of the first arm that has such a curve, paired by seed."""
 
     def curves(self, what: str) -> pd.DataFrame:
         """Return the points of every arm's curve: family, arm, n or step, kl, proxy and gold with intervals."""
@@ -37,6 +39,9 @@ class Family:
         for label, curves in self.arms.items():
             for curve in curves.values():
                 row: dict[str, Any] = {"family": self.name, "arm": label, **summary(curve)}
+                if (gap := self.against_first.get((label, curve.name))) is not None:
+                    row |= {"against_first": gap.value, "against_first_ci_low": gap.ci_low,
+                            "against_first_ci_high": gap.ci_high}  # fmt: skip
                 fits = fits_table([curve])
                 rows.append(row | (fits.drop(columns="curve").iloc[0].to_dict() if len(fits) else {}))
         return pd.DataFrame(rows)
@@ -49,13 +54,21 @@ def analyse(
     found: Mapping[tuple[Arm, str], pd.DataFrame],
 ) -> Family:
     """Put the seeds of every arm of a family together."""
-    arms = {}
+    arms: dict[str, dict[str, Curve]] = {}
+    ends: dict[str, pd.Series] = {}
+    against_first = {}
     for change in changes:
-        arm = config.arm(dict(change))
-        arms[label_of(change, changes, config)] = {
-            what: curve_over_seeds(what, table) for (a, what), table in found.items() if a == arm
-        }
-    return Family(name, arms)
+        arm, label = config.arm(dict(change)), label_of(change, changes, config)
+        tables = {what: table for (a, what), table in found.items() if a == arm}
+        arms[label] = {what: curve_over_seeds(what, table) for what, table in tables.items()}
+        for what, table in tables.items():
+            end = table[table[POSITION[what]] == table[POSITION[what]].max()].groupby("seed")["gold"].mean()
+            if what in ends:
+                gaps = (end - ends[what]).to_numpy(float)
+                against_first[label, what] = clustered_mean(gaps, np.arange(len(gaps)))
+            else:
+                ends[what] = end
+    return Family(name, arms, against_first)
 
 
 def label_of(change: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], config: LaboratoryConfig) -> str:
