@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simfarm.annotators.base import Presentation
 from simfarm.annotators.fake import quality
-from simfarm.annotators.pool import Pool, load_pool
+from simfarm.annotators.pool import Pool, flip_labels, load_pool
 from simfarm.annotators.prompted import PromptedAnnotator, groups
 from simfarm.errors import ConfigError, DataError
 from simfarm.llm.client import Client
@@ -258,6 +258,15 @@ def logistic_fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         information = (x * (p * (1 - p))[:, None]).T @ x
         beta += np.linalg.solve(information, x.T @ (y - p))
     return beta, np.sqrt(np.diag(np.linalg.inv(information)))
+
+
+def test_verdicts_already_given_are_flipped_as_if_asked_with_noise() -> None:
+    pool = load_pool("fake-biased")
+    clean = pool.annotate(pairs(50), seed=3, replicates=2, orders="both")
+    noisy = pool.annotate(pairs(50), seed=3, replicates=2, orders="both", flip=0.25)
+    pd.testing.assert_frame_equal(flip_labels(clean, flip=0.25, seed=3), noisy)
+    lost = clean.assign(preference_clean=None)
+    assert flip_labels(lost, flip=0.25, seed=3)["preference"].isna().all()
 
 
 def test_the_flip_rate_is_recovered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from tiny import save_tiny
 
 from simfarm import draws
+from simfarm.annotators.pool_config import pool_folder
 from simfarm.cli import cli
 from simfarm.errors import ConfigError, RunError, SimfarmError, UnknownNameError
 from simfarm.experiments.config import load_experiment
@@ -72,7 +74,7 @@ def results(folder: Path) -> dict[str, object]:
     """Everything a run concludes, without the times it took."""
     labels = [
         pd.read_parquet(folder / name).drop(columns="latency")
-        for name in ("labels.parquet", "evaluation/labels.parquet")
+        for name in ("labels.parquet", "evaluation/labels.parquet", "evaluation/judge.parquet")
     ]
     ppo = [json.loads(line) for line in (folder / "methods/ppo/metrics.jsonl").read_text().splitlines()]
     return {
@@ -82,6 +84,7 @@ def results(folder: Path) -> dict[str, object]:
         "curve": (folder / "overoptimization/best_of_n.csv").read_text(),
         "win rates": (folder / "evaluation/win_rates.csv").read_text(),
         "reward": (folder / "reward/accuracy.json").read_text(),
+        "rewards": pd.read_parquet(folder / "evaluation/output_rewards.parquet").to_json(),
     }
 
 
@@ -97,6 +100,42 @@ def test_a_run_leaves_what_it_should(finished: Path) -> None:
     curve = pd.read_csv(finished / "overoptimization/best_of_n.csv")
     assert list(curve["n"]) == [1, 2, 3]
     assert (finished / "report.html").is_file() and (finished / "report.md").is_file()
+
+
+def test_outputs_have_rewards_and_the_noisy_annotators_verdicts(finished: Path) -> None:
+    rewards = pd.read_parquet(finished / "evaluation/output_rewards.parquet")
+    assert rewards.groupby("generator").size().to_dict() == dict.fromkeys(
+        ["baseline", "sft", "best_of_n", "expert_iteration", "ppo"], 8
+    )
+    assert rewards["reward"].notna().all()
+    drawn = pd.read_parquet(finished / "samples/eval.parquet").merge(
+        pd.read_parquet(finished / "samples/eval_rewards.parquet"), on=["id", "sample"]
+    )
+    best = drawn[drawn["sample"] != "baseline"].groupby("instruction")["reward"].max()
+    chosen = rewards[rewards["generator"] == "best_of_n"].set_index("instruction")["reward"]
+    assert chosen.to_dict() == best.to_dict()
+    clean, noisy = (pd.read_parquet(finished / f"evaluation/{name}.parquet") for name in ("labels", "judge"))
+    assert (noisy["preference_clean"] == clean["preference"]).all()
+    assert 0 < noisy["flipped"].sum() < len(noisy)
+    assert (noisy["preference"] == clean["preference"].where(~noisy["flipped"], 3 - clean["preference"])).all()
+    assert (finished / "figures/goodhart.svg").is_file()
+
+
+def test_another_pool_for_labels_is_asked_of_the_outputs_too(tiny_toml: Path, tmp_path: Path) -> None:
+    # the same pool under another name: asked anew, it must say what the flips of its known verdicts give
+    copy = shutil.copytree(pool_folder("fake-biased"), tmp_path / "twin")
+    settings = ['methods=["sft"]']
+    other = load_experiment(str(tiny_toml), [*settings, f"annotation.pool={copy}"])
+    work = plan(other)
+    asked = work[work["stage"] == "judgements"].set_index("what")["count"].to_dict()
+    assert asked == {"verdicts by fake-biased, no noise": 8 * 2 * 2, f"verdicts by {copy}, flip 0.25": 8 * 2}
+    own = load_experiment(str(tiny_toml), settings)
+    judges = []
+    for name, config in (("other", other), ("own", own)):
+        out = run_experiment(config, tmp_path / name).path
+        judges.append(pd.read_parquet(out / "evaluation/judge.parquet"))
+    columns = ["instruction", "preference", "preference_clean", "flipped", "annotator"]
+    pd.testing.assert_frame_equal(judges[0][columns], judges[1][columns])
 
 
 def test_the_same_seed_gives_the_same_results(tiny_toml: Path, finished: Path, tmp_path: Path) -> None:
@@ -148,8 +187,6 @@ def test_a_changed_key_is_named_and_nothing_is_touched(tiny_toml: Path, finished
 
 
 def test_changed_instructions_are_named(tiny_toml: Path, finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     stages = json.loads((copy / "stages.json").read_text())
     del stages["report"]

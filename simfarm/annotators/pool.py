@@ -27,7 +27,7 @@ from simfarm.llm.store import open_store
 from simfarm.progress import Progress, no_progress
 from simfarm.records import ORDERS, Comparison, Order, Verdict, swap_preference, to_item
 
-__all__ = ["Plan", "Pool", "load_pool", "pool_names"]
+__all__ = ["Plan", "Pool", "flip_labels", "load_pool", "pool_names"]
 
 TIE = Verdict(1.5, cost=0.0, latency=0.0, tokens=0)
 
@@ -240,7 +240,7 @@ class Pool:
         ]
         known = [value for value in values if value is not None]
         clean = sum(known) / len(known) if len(known) == len(values) else None
-        flipped = draws.coin(plan.flip, plan.seed, "flip", *task.item.key, task.annotator, task.replicate)
+        flipped = _flipped(task.item, task.annotator, task.replicate, plan.flip, plan.seed)
         return {
             "preference": swap_preference(clean) if flipped and clean is not None else clean,
             "preference_clean": clean,
@@ -256,6 +256,29 @@ class Pool:
             "raw": "\n\n".join(v.raw for v in verdicts if v.raw),
             "pool": pool,
         }
+
+
+def flip_labels(labels: pd.DataFrame, *, flip: float, seed: int) -> pd.DataFrame:
+    """Turn round clean verdicts that were already given, by the draws that `Pool.annotate` makes: nobody is asked.
+
+    Args:
+        labels: From `Pool.annotate`, with `preference_clean`.
+        flip: Probability that a verdict is turned round.
+        seed: That of the labels.
+
+    Returns:
+        The labels with `preference` and `flipped` as `annotate` would have given them with this `flip`.
+    """
+    items = tables.comparisons(labels, "labels")
+    content = zip(items, labels["annotator"], labels["replicate"], strict=True)
+    turned = [_flipped(item, str(annotator), int(replicate), flip, seed) for item, annotator, replicate in content]
+    clean = labels["preference_clean"].astype(float)
+    preference = clean.mask(pd.Series(turned, index=labels.index), clean.map(swap_preference))
+    return labels.assign(preference=preference, flipped=turned)
+
+
+def _flipped(item: Comparison, annotator: str, replicate: int, flip: float, seed: int) -> bool:
+    return draws.coin(flip, seed, "flip", *item.key, annotator, replicate)
 
 
 def _orders(item: Comparison, seed: int, replicate: int, orders: str) -> Sequence[Order]:

@@ -124,6 +124,20 @@ def paired_differences(labels: pd.DataFrame, *, baseline: str | None = None, con
     scores = table.pivot_table(index=["instruction", "input"], columns="generator", values="score", aggfunc="mean")
     if scores.shape[1] < 2:
         raise DataError(f"Differences need two generators besides the baseline; {scores.shape[1]} has verdicts.")
+    found = score_differences(scores, confidence=confidence)
+    return found.assign(**{c: 100 * found[c] for c in ("difference", "standard_error", "ci_low", "ci_high")})
+
+
+def score_differences(scores: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
+    """Compare generators with one another by their scores on the same instructions; see `paired_differences`.
+
+    Args:
+        scores: One row per instruction, one column per generator; NaN where it has none.
+        confidence: Of the intervals.
+
+    Returns:
+        As `paired_differences`, in the unit of the scores; of two generators, a has the higher mean.
+    """
     names = scores.mean().sort_values(ascending=False, kind="stable").index
     rows = []
     for a, b in combinations(names, 2):
@@ -133,7 +147,7 @@ def paired_differences(labels: pd.DataFrame, *, baseline: str | None = None, con
             row |= dict.fromkeys(("difference", "standard_error", "ci_low", "ci_high"), np.nan)
             row |= {"p": 1.0, "note": "fewer than two instructions in common: not compared"}
         else:
-            mean = clustered_mean(gaps, np.arange(len(gaps)), confidence=confidence).scaled(100)
+            mean = clustered_mean(gaps, np.arange(len(gaps)), confidence=confidence)
             row |= {"difference": mean.value, "standard_error": mean.standard_error}
             row |= {"ci_low": mean.ci_low, "ci_high": mean.ci_high, "note": mean.note}
             if mean.standard_error > 0:

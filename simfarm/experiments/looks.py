@@ -8,6 +8,7 @@ import pandas as pd
 
 from simfarm import tables
 from simfarm.annotators.pool import load_pool
+from simfarm.experiments.judging import BASELINE, gold_scores
 from simfarm.progress import track
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ def training_gold(run: Run) -> None:
 
     Gold is the pool's preference, without noise, to the baseline's output.
     """
-    from simfarm.experiments.stages import BASELINE, gold_scores
-
     config = run.config.evaluation
     asked = run.instructions("eval")
     by_prompt = pd.DataFrame({"prompt": run.prompts(asked), **{c: asked[c] for c in ("id", "instruction", "input")}})

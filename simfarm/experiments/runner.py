@@ -12,9 +12,9 @@ from simfarm import tables
 from simfarm.errors import RunError
 from simfarm.evalsets import load_human_ranking
 from simfarm.experiments.config import ExperimentConfig
+from simfarm.experiments.judging import BASELINE
 from simfarm.experiments.rundir import RunDirectory
 from simfarm.experiments.stages import (
-    BASELINE,
     STAGES,
     TRAINED,
     Run,
@@ -111,6 +111,8 @@ def plan(config: ExperimentConfig) -> pd.DataFrame:
     add("outputs", "responses of trained policies", trained * sizes["eval"], trained * sizes["eval"] * limit)
     shown = 2 if config.evaluation.orders == "both" else 1
     methods = len(config.methods) + len(config.checkpoints) + len(config.outputs)
-    verdicts = sizes["eval"] * shown * (methods * config.evaluation.replicates + n)
-    add("judgements", f"verdicts by {config.evaluation.pool}, no noise", verdicts)
+    compared = sizes["eval"] * shown * methods * config.evaluation.replicates
+    add("judgements", f"verdicts by {config.evaluation.pool}, no noise", compared + sizes["eval"] * shown * n)
+    if config.annotation.pool != config.evaluation.pool:
+        add("judgements", f"verdicts by {config.annotation.pool}, flip {config.annotation.flip:g}", compared)
     return pd.DataFrame(rows).astype({"tokens": "Int64"})

@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from simfarm import draws, tables
-from simfarm.annotators.pool import Pool, load_pool
+from simfarm.annotators.pool import load_pool
 from simfarm.errors import DataError, require
 from simfarm.evalsets import load_human_ranking, load_instructions, set_names
 from simfarm.evaluation.correlation import rank_correlations
 from simfarm.evaluation.length_control import length_controlled
 from simfarm.evaluation.winrate import paired_differences, win_rates
 from simfarm.experiments.config import ExperimentConfig
+from simfarm.experiments.judging import BASELINE, judgements, output_rewards
 from simfarm.experiments.looks import training_gold
 from simfarm.experiments.rundir import RunDirectory
 from simfarm.overoptimization.best_of_n import best_of_n_curve
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from simfarm.policies.transformers import Response, TransformersPolicy
     from simfarm.rewards.model import RewardModel
 
-BASELINE = "baseline"
 BY_TASK = ("dpo", "binary_feedme", "binary_reward_conditioning", "quark", "reinforce", "rloo")
 """Methods that a stage runs as `simfarm train` does."""
 TRAINED = ("expert_iteration", "ppo", *BY_TASK)
@@ -350,43 +350,6 @@ def outputs(run: Run) -> None:
         run.dir.write(theirs[["instruction", "input", "output", "generator"]], f"outputs/{generator}.json")
 
 
-def judgements(run: Run) -> None:
-    """Have the pool, without noise, compare all methods' outputs and all of best-of-n's samples with the baseline's."""
-    config = run.config.evaluation
-    pool = load_pool(config.pool)
-    baseline = run.dir.read(f"outputs/{BASELINE}.json")
-    table = run.dir.read("samples/eval.parquet")
-    drawn = table[table["sample"] != BASELINE].reset_index(drop=True)
-    against = dict(zip(zip(baseline["instruction"], baseline["input"], strict=True), baseline["output"], strict=True))
-    keys = zip(drawn["instruction"], drawn["input"], strict=True)
-    samples = drawn[["id", "sample", "instruction", "input"]].assign(
-        output_1=[against[key] for key in keys], output_2=drawn["output"]
-    )
-    gold = gold_scores(pool, samples, seed=run.config.seed, orders=config.orders)
-    run.dir.write(samples[["id", "sample"]].assign(gold=gold.to_numpy(float)), "evaluation/sample_gold.parquet")
-    names: list[str] = [*run.config.methods, *run.config.checkpoints, *run.config.outputs]
-    pairs = [tables.head_to_head(run.dir.read(f"outputs/{name}.json"), baseline) for name in names]
-    judged = pool.annotate(
-        pd.concat(pairs, ignore_index=True), seed=run.config.seed, orders=config.orders, replicates=config.replicates
-    )
-    run.dir.write(judged, "evaluation/labels.parquet")
-
-
-def gold_scores(pool: Pool, samples: pd.DataFrame, *, seed: int, orders: Literal["random", "both"]) -> pd.Series:
-    """Return P(the pool prefers output_2 to output_1) of each row.
-
-    Where every member tells its probability for nothing, it is the members' weighted mean; otherwise one member's
-    verdict, drawn as for any label, which has the same expectation.
-    """
-    if not pool.offline:
-        return pool.annotate(samples, seed=seed, orders=orders)["preference"].astype(float) - 1
-    numbered = samples.assign(_row=range(len(samples)))
-    labelled = pool.annotate(numbered, seed=seed, orders=orders, assign="all", soft=True)
-    weight = labelled["annotator"].map({m.name: m.weight for m in pool.config.members}).astype(float)
-    weighted = (weight * (labelled["preference"].astype(float) - 1)).groupby(labelled["_row"]).sum()
-    return weighted / weight.groupby(labelled["_row"]).sum()
-
-
 def evaluation(run: Run) -> None:
     """Turn judgements into win rates, paired differences, the correlation with humans, and the best-of-n curve."""
     judged = run.dir.read("evaluation/labels.parquet")
@@ -437,6 +400,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "ppo": ppo,
     **{method: by_task(method) for method in BY_TASK},
     "outputs": outputs,
+    "output_rewards": output_rewards,
     "judgements": judgements,
     "training_gold": training_gold,
     "evaluation": evaluation,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from simfarm.experiments.config import flatten
 from simfarm.report import findings
 from simfarm.report.data import BASELINE, RunData, open_run
 from simfarm.report.figures import INK, Plot, look, new_figure, style
-from simfarm.report.html import HERE, figure_html, fill, policy, prose, write_text
+from simfarm.report.goodhart import JUDGE
+from simfarm.report.html import figure_html, prose, render, write_text
 from simfarm.report.measures import held_out_accuracy, kl_of, money, optimum
 from simfarm.report.tabulate import Column, Table, to_html
 
@@ -136,7 +136,8 @@ def _methods(name: str, run: RunData) -> pd.DataFrame:
 def _summary(name: str, run: RunData) -> dict[str, Any]:
     accuracy = held_out_accuracy(run).get("clean")
     best = optimum(run)
-    costs = [money(run, file) for file in ("labels.parquet", LABELS)]
+    judged = [JUDGE] if run.table(JUDGE) is not None else []
+    costs = [money(run, file) for file in ("labels.parquet", LABELS, *judged)]
     unknown = any(cost is None for cost in costs)
     return {
         "run": name,
@@ -349,14 +350,9 @@ def write_comparison(found: Compared, path: Path) -> None:
     """Write the comparison as one self-contained HTML page; the same runs give the same bytes."""
     drawn = {plot.name: plot for plot in plots(found)}
     shown = {key: to_html(table) for key, table in tables(found).items()}
-    script = (HERE / "report.js").read_text("utf-8")
     heads = [f"{name}: {findings.headline(run)}" for name, run in found.runs.items()]
     same = "<p>The configs are the same.</p>"
     slots = {
-        "title": html.escape(f"simfarm: {len(found.runs)} runs compared"),
-        "policy": policy(script),
-        "style": (HERE / "report.css").read_text("utf-8"),
-        "script": script,
         "about": prose(", ".join(found.runs)),
         "conclusions": "".join(f"<li>{prose(text)}</li>" for text in [*(f"{note}." for note in found.notes), *heads]),
         "methods": figure_html(drawn, "win_rates") + shown["methods"],
@@ -365,4 +361,4 @@ def write_comparison(found: Compared, path: Path) -> None:
         "summary": shown["summary"],
         "settings": shown.get("settings", same),
     }
-    write_text(path, fill((HERE / "compare.html").read_text("utf-8"), slots))
+    write_text(path, render("compare.html", f"simfarm: {len(found.runs)} runs compared", slots))

@@ -9,6 +9,8 @@ import pandas as pd
 
 from simfarm.experiments.config import flatten
 from simfarm.report.data import BASELINE, RunData
+from simfarm.report.goodhart import FIRST_WORDS, JUDGE, MEASURES
+from simfarm.report.goodhart import goodhart as side_by_side
 from simfarm.report.measures import annotator_shares, disagreements, judged_for, kl_of, minutes, money
 from simfarm.report.tabulate import Cell, Column, Table
 
@@ -69,6 +71,29 @@ def length_controlled(run: RunData) -> Table | None:
     return Table(caption, columns, known.where(known.notna(), None).to_numpy().tolist())
 
 
+def goodhart(run: RunData) -> Table | None:
+    """Proxy, judge, gold, length and diversity of every method."""
+    table = side_by_side(run)
+    if table is None:
+        return None
+    shown = {
+        "proxy": ("proxy, sd", "+.2f"), "judge": ("judge %", ".1f"), "gold": ("gold %", ".1f"),
+        "length": ("length", ".0f"), "diversity": ("distinct-2 %", ".1f"),
+    }  # fmt: skip
+    columns = [Column("method")]
+    for header, form in shown.values():
+        columns += [Column(header, form), Column("95 % from", form), Column("to", form)]
+    fields = ["generator", *(f"{measure}{end}" for measure in MEASURES for end in ("", "_ci_low", "_ci_high"))]
+    cells = table[fields].astype(object)
+    caption = (
+        "Proxy: the reward model's mean lead over the baseline on the same instruction, in standard deviations of the "
+        "baseline's rewards. Judge: preferred to the baseline by the annotators of the training labels, with their "
+        "noise; gold: by the pool without noise. Length: mean characters. Distinct-2: different pairs of neighbouring "
+        f"words among all in the first {FIRST_WORDS} words of every response. Intervals are clustered by instruction."
+    )
+    return Table(caption, columns, cells.where(cells.notna(), None).to_numpy().tolist())
+
+
 def _by_name(table: pd.DataFrame | None, column: str) -> dict[str, float]:
     return {} if table is None else dict(zip(table["generator"].astype(str), table[column].astype(float), strict=True))
 
@@ -94,7 +119,8 @@ def tables(run: RunData) -> dict[str, Table]:
     """Return the tables that are also written as files, by name; one that the run has no data for is left out."""
     found = {
         "methods": methods(run), "length_controlled": length_controlled(run), "differences": differences(run),
-        "annotators": annotators(run), "disagreement": disagreement(run), "reward_model": rewards(run),
+        "goodhart": goodhart(run), "annotators": annotators(run), "disagreement": disagreement(run),
+        "reward_model": rewards(run),
     }  # fmt: skip
     return {name: table for name, table in found.items() if table is not None}
 
@@ -168,7 +194,7 @@ def provenance(run: RunData) -> Table:
         ("pool for evaluation", run.setting("evaluation.pool")),
         *((f"hash of {name}", value) for name, value in run.record.get("inputs", {}).items()),
         ("money for labels", f"{_money(run, 'labels.parquet')} for training, "
-                             f"{_money(run, 'evaluation/labels.parquet')} for evaluation"),
+                             f"{_money(run, 'evaluation/labels.parquet')} for evaluation{_judge_money(run)}"),
         ("report written with", f"Python {platform.python_version()}, {', '.join(_versions())}"),
         ("report written on", f"{platform.system()} {platform.machine()}"),
     ]  # fmt: skip
@@ -179,6 +205,12 @@ def provenance(run: RunData) -> Table:
 def _versions() -> list[str]:
     known = {d.name for d in importlib.metadata.distributions()}
     return [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES if name in known]
+
+
+def _judge_money(run: RunData) -> str:
+    """Return what the judge's verdicts cost, where they were not the evaluation's own, turned round by noise."""
+    same = run.setting("annotation.pool") == run.setting("evaluation.pool")
+    return "" if same or run.table(JUDGE) is None else f", {_money(run, JUDGE)} for the judge"
 
 
 def _money(run: RunData, name: str) -> str:

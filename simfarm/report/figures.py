@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from simfarm.errors import DataError
 from simfarm.report import findings
 from simfarm.report.data import RunData
 from simfarm.report.measures import calibration_of, held_out_accuracy, optimum
@@ -202,10 +203,16 @@ def plot_best_of_n(curve: pd.DataFrame) -> Figure:
         curve: From `simfarm.best_of_n`, gold being a probability from 0 to 1. The star marks gold's highest point.
 
     Raises:
-        DataError: A column is missing.
+        DataError: A column is missing, or gold is no probability.
     """
     bounds = [f"{name}_ci_{end}" for name in ("proxy", "gold") for end in ("low", "high")]
     require_columns(curve, ["n", "kl", "proxy", "gold", *bounds], "curve")
+    low, high = curve["gold"].min(), curve["gold"].max()
+    if low < 0 or high > 1:
+        raise DataError(
+            f"The curve's gold runs from {low:g} to {high:g}; plot_best_of_n draws a probability, from 0 to 1. "
+            "Gold in another unit is drawn by: simfarm overopt --samples FILE --figure curve.svg"
+        )
     with style():
         return draw_curve(curve, int(curve["n"].iloc[int(curve["gold"].argmax())]))
 

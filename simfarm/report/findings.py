@@ -10,7 +10,8 @@ import pandas as pd
 
 from simfarm.evaluation.clustering import Estimate
 from simfarm.overoptimization.best_of_n import kl_best_of_n
-from simfarm.report.data import RunData
+from simfarm.report.data import BASELINE, RunData
+from simfarm.report.goodhart import crossed, goodhart, parted_trainings
 from simfarm.report.measures import Optimum, held_out_accuracy, optimum
 
 SAME_POLICY = "sft"
@@ -151,6 +152,81 @@ def over_optimization(found: Optimum | None) -> str:
     )
 
 
+def parting(run: RunData) -> list[str]:
+    """Say where the proxy and gold part: by method, by pair of methods, and along a training."""
+    table, trainings = goodhart(run), _parted_trainings(run)
+    if table is None:
+        return trainings
+    up = table[(table["generator"] != BASELINE) & (table["proxy_ci_low"] > 0)]
+    lost = up[up["gold_ci_high"] < 50]
+    pairs = crossed(run)
+    # what is over-optimized against the baseline is so against most others too
+    pairs = pairs[~pairs["by_proxy"].isin(lost["generator"])]
+    found = [_lost(lost), _unseen(up[~((up["gold_ci_high"] < 50) | (up["gold_ci_low"] > 50))]), _crossed(pairs)]
+    return [text for text in [*found, *trainings] if text] or [_together(list(up["generator"]))]
+
+
+def _measured(row: pd.Series, measure: str, unit: str, form: str) -> str:
+    low, high = row[f"{measure}_ci_low"], row[f"{measure}_ci_high"]
+    return f"{row[measure]:{form}} {unit}, 95 % interval {low:{form}} to {high:{form}}"
+
+
+def _lost(rows: pd.DataFrame) -> str:
+    each = [
+        f"{r['generator']} (proxy {_measured(r, 'proxy', 'standard deviations', '+.2f')}; gold "
+        f"{_measured(r, 'gold', '% preferred', '.1f')})"
+        for _, r in rows.iterrows()
+    ]
+    if not each:
+        return ""
+    return (
+        f"Proxy and gold part: the reward model scores {names(each)} above the baseline, but the pool without noise "
+        f"prefers the baseline. {'This method is' if len(each) == 1 else 'These methods are'} over-optimized."
+    )
+
+
+def _unseen(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    return (
+        f"The reward model scores {names(list(rows['generator']))} above the baseline, but gold does not tell "
+        f"{'it' if len(rows) == 1 else 'them'} apart from the baseline: the gain in proxy is not seen in gold."
+    )
+
+
+def _crossed(pairs: pd.DataFrame) -> str:
+    if pairs.empty:
+        return ""
+    widest = pairs.sort_values("proxy", ascending=False, kind="stable").head(3)
+    each = [
+        f"{r['by_proxy']} above {r['by_gold']} by {_measured(r, 'proxy', 'standard deviations', '.2f')}, gold the "
+        f"other way by {_measured(r, 'gold', 'points', '.1f')}"
+        for _, r in widest.iterrows()
+    ]
+    more = f"; and {len(pairs) - len(each)} more" if len(pairs) > len(each) else ""
+    return (
+        f"Proxy and gold order {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of methods in opposite ways, both "
+        f"beyond chance (Holm-adjusted): the proxy puts {'; '.join(each)}{more}."
+    )
+
+
+def _parted_trainings(run: RunData) -> list[str]:
+    return [
+        f"Along the training of {p.method} proxy and gold part: gold is highest at step {p.peak.position:g} (95 % "
+        f"interval {p.peak.low:g} to {p.peak.high:g}); from there to step {p.peak.end:g} the proxy rises by "
+        f"{p.rise.value:.2f} (95 % interval {p.rise.ci_low:.2f} to {p.rise.ci_high:.2f}) while gold falls by "
+        f"{-p.peak.fall.value:.1f} points (95 % interval {-p.peak.fall.ci_high:.1f} to {-p.peak.fall.ci_low:.1f})."
+        for p in parted_trainings(run)
+    ]
+
+
+def _together(up: list[str]) -> str:
+    if not up:
+        return "The reward model scores no method above the baseline beyond its interval: gold has no gain to miss."
+    which, verb = ("its interval", "is") if len(up) == 1 else ("their intervals", "are")
+    return f"Proxy and gold are not seen to part: {names(up)} {verb} above the baseline in both, beyond {which}."
+
+
 def against_humans(run: RunData) -> str:
     """Say what the ranking correlation can and cannot tell."""
     both = run.humans
@@ -203,7 +279,7 @@ def _share(share: Estimate) -> str:
 def conclusions(run: RunData) -> list[str]:
     """Return what there is to say besides the headline, most important first."""
     found = [
-        at_equal_length(run), over_optimization(optimum(run)), against_humans(run), differences(run), reward_model(run),
-        check_of_procedure(run), lost_verdicts(run),
+        at_equal_length(run), *parting(run), over_optimization(optimum(run)), against_humans(run),
+        differences(run), reward_model(run), check_of_procedure(run), lost_verdicts(run),
     ]  # fmt: skip
     return [text for text in found if text]

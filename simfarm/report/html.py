@@ -51,12 +51,8 @@ def write_text(path: Path, text: str) -> None:
 def page(run: RunData, plots: list[Plot]) -> str:
     """Return the HTML of the report; it loads nothing and runs no script but its own."""
     drawn = {plot.name: plot for plot in plots}
-    script, found = (HERE / "report.js").read_text("utf-8"), findings.conclusions(run)
+    found = findings.conclusions(run)
     slots = {
-        "title": html.escape(title(run)),
-        "policy": policy(script),
-        "style": (HERE / "report.css").read_text("utf-8"),
-        "script": script,
         "about": prose(about(run)),
         "headline": prose(findings.headline(run)),
         "conclusions": "".join(f"<li>{prose(text)}</li>" for text in found),
@@ -65,7 +61,8 @@ def page(run: RunData, plots: list[Plot]) -> str:
         + _details("At equal length", contents.length_controlled(run))
         + _details("Method against method", contents.differences(run)),
         "humans": figure_html(drawn, "humans", "No method of this run has a human score to compare with."),
-        "overoptimization": figure_html(drawn, "best_of_n", "This run drew too few samples for a best-of-n curve."),
+        "overoptimization": figure_html(drawn, "best_of_n", "This run drew too few samples for a best-of-n curve.")
+        + (figure_html(drawn, "goodhart") + _table(contents.goodhart(run)) if "goodhart" in drawn else ""),
         "reward": figure_html(drawn, "reward_model", "This run trained no reward model.")
         + _table(contents.rewards(run)),
         "training": "".join(figure_html(drawn, name) for name in drawn if name.startswith("training_"))
@@ -78,7 +75,28 @@ def page(run: RunData, plots: list[Plot]) -> str:
         + _details("Config", contents.config(run)),
         "examples": examples(run),
     }
-    return fill((HERE / "template.html").read_text("utf-8"), slots)
+    return render("run.html", title(run), slots)
+
+
+def render(template: str, title: str, slots: dict[str, str]) -> str:
+    """Return a page that loads nothing and runs no script but the report's own.
+
+    Args:
+        template: File of the page's body, in this folder.
+        title: Plain text, for the slot `title` of body and head.
+        slots: HTML for the other slots of the body.
+    """
+    script, shown = (HERE / "report.js").read_text("utf-8"), html.escape(title)
+    return fill(
+        (HERE / "page.html").read_text("utf-8"),
+        {
+            "title": shown,
+            "policy": _policy(script),
+            "style": (HERE / "report.css").read_text("utf-8"),
+            "body": fill((HERE / template).read_text("utf-8"), {"title": shown, **slots}),
+            "script": script,
+        },
+    )
 
 
 def fill(template: str, slots: dict[str, str]) -> str:
@@ -86,7 +104,7 @@ def fill(template: str, slots: dict[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], template)
 
 
-def policy(script: str) -> str:
+def _policy(script: str) -> str:
     """Return the page's content security policy: nothing is fetched, and no script runs but the one given."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     return (

@@ -10,7 +10,7 @@ from simfarm.evaluation.clustering import Estimate
 from simfarm.experiments.laboratory.analysis import Family
 from simfarm.experiments.laboratory.config import LaboratoryConfig
 from simfarm.report.figures import Plot, save, style
-from simfarm.report.html import HERE, figure_html, fill, policy, prose, write_text
+from simfarm.report.html import figure_html, prose, render, write_text
 from simfarm.report.overoptimization import draw_family, title_of
 from simfarm.report.tabulate import Cell, Column, Table, markdown_text, to_html, to_markdown
 
@@ -48,17 +48,9 @@ def write_laboratory_report(folder: Path, config: LaboratoryConfig, families: Se
         ]
         parts += [markdown_text(plot.caption), to_markdown(table)]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    script = (HERE / "report.js").read_text("utf-8")
     sections = "".join(_section(plot, table) for plot, table in zip(plots, tables, strict=True))
-    slots = {
-        "title": html.escape(title),
-        "policy": policy(script),
-        "style": (HERE / "report.css").read_text("utf-8"),
-        "script": script,
-        "about": prose(about),
-        "sections": sections,
-    }
-    write_text(folder / "report.html", fill((HERE / "laboratory.html").read_text("utf-8"), slots))
+    slots = {"about": prose(about), "sections": sections}
+    write_text(folder / "report.html", render("laboratory.html", title, slots))
 
 
 def _section(plot: Plot, table: Table) -> str:

@@ -11,6 +11,7 @@ TITLES = {
     "win_rates": "Methods",
     "humans": "Against humans",
     "best_of_n": "Over-optimization",
+    "goodhart": "Proxy, judge and gold",
     "reward_model": "Reward model",
     "training_losses": "Training losses",
     "annotators": "Annotators",
@@ -22,6 +23,7 @@ def markdown_report(run: RunData, plots: list[Plot]) -> str:
     """Return the report as Markdown."""
     tables: dict[str, list[Table | None]] = {
         "win_rates": [contents.methods(run), contents.length_controlled(run), contents.differences(run)],
+        "goodhart": [contents.goodhart(run)],
         "reward_model": [contents.rewards(run)],
         "annotators": [contents.annotators(run)],
     }

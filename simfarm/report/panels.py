@@ -21,6 +21,8 @@ from simfarm.report.figures import (
     style,
     win_rates,
 )
+from simfarm.report.goodhart import FIRST_WORDS, MEASURES
+from simfarm.report.goodhart import goodhart as side_by_side
 from simfarm.report.measures import FEWEST, annotator_shares, disagreements
 
 ROLLOUT_PANELS = (
@@ -38,10 +40,58 @@ ROLLOUT_COLUMNS = {"reward", "kl"}
 
 def all_plots(run: RunData) -> list[Plot]:
     """Draw every figure that the run's files allow, in the order of the report."""
-    first: tuple[Callable[[RunData], Plot | None], ...] = (win_rates, humans, best_of_n, reward_model)
+    first: tuple[Callable[[RunData], Plot | None], ...] = (win_rates, humans, best_of_n, goodhart, reward_model)
     with style():
         drawn = [*(draw(run) for draw in first), *rollouts(run), losses(run), annotators(run), disagreement(run)]
     return [plot for plot in drawn if plot is not None]
+
+
+def goodhart(run: RunData) -> Plot | None:
+    """Draw proxy, judge, gold, length and diversity side by side, a row per method."""
+    table = side_by_side(run)
+    if table is None:
+        return None
+    units = {
+        "proxy": ("sd of baseline", "+.2f"), "judge": ("% preferred", ".1f"), "gold": ("% preferred", ".1f"),
+        "length": ("characters", ".0f"), "diversity": ("% distinct pairs", ".1f"),
+    }  # fmt: skip
+    figure, axes = new_figure(1.1 + 0.27 * len(table), 1, len(MEASURES), sharey=True)
+    baseline, hover = table.iloc[-1], {}
+    for j, (measure, ax) in enumerate(zip(MEASURES, axes.flat, strict=True)):
+        (colour, marker), (unit, form) = look(j), units[measure]
+        ax.axvline(baseline[measure], color=INK, linewidth=1, linestyle="--")
+        for i, (_, row) in enumerate(table.iterrows()):
+            low, high = row[f"{measure}_ci_low"], row[f"{measure}_ci_high"]
+            apart = low > baseline[measure] or high < baseline[measure]
+            ax.plot([low, high], [i, i], color=colour, linewidth=2, solid_capstyle="butt")
+            (point,) = ax.plot(
+                row[measure], i, marker=marker, color=colour, markersize=5.5, linestyle="none",
+                markerfacecolor=colour if apart else "white",
+            )  # fmt: skip
+            gid = f"{measure}-{i}"
+            point.set_gid(gid)
+            bounds = f" ({low:{form}} to {high:{form}})" if np.isfinite(low) else ""
+            hover[gid] = f"{row['generator']}, {measure}: {row[measure]:{form}} {unit}{bounds}"
+        ax.set(title=measure.capitalize(), xlabel=unit)
+        ax.grid(visible=False, axis="y")
+    rates = [ax.get_xlim() for ax in axes[0, 1:3]]
+    for ax in axes[0, 1:3]:
+        ax.set_xlim(min(low for low, _ in rates), max(high for _, high in rates))
+    axes[0, 0].set_yticks(range(len(table)), list(table["generator"]))
+    axes[0, 0].set_ylim(len(table) - 0.4, -0.6)
+    caption = (
+        "Right of the dashed line, the baseline, in proxy but not in gold: what the method gained is the reward "
+        "model's error. Judge: the annotators of the training labels, with their noise; gold: the pool without noise. "
+        f"Diversity: in the first {FIRST_WORDS} words of the responses. Lines: 95 % intervals, clustered by "
+        "instruction; open marks: the interval includes the baseline's value."
+    )
+    each = "; ".join(
+        f"{r['generator']}: " + ", ".join(f"{m} {r[m]:{units[m][1]}} {units[m][0]}" for m in MEASURES)
+        for _, r in table.iterrows()
+    )
+    return Plot(
+        "goodhart", caption, f"Proxy, judge, gold, length and diversity of every method. {each}.", figure, hover
+    )
 
 
 def rollouts(run: RunData) -> list[Plot]:
