@@ -134,6 +134,20 @@ def test_best_of_n_writes_outputs_and_evaluate_compares_them(home: Path) -> None
     assert isinstance(again.exception, DataError) and "comes twice" in str(again.exception)
 
 
+def test_best_of_n_by_a_judge(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "long"
+    folder.mkdir()
+    member = '[[members]]\nkind = "fake"\nname = "long-lover"\nmodel = "fake/biased"\nlength_taste = 5\n'
+    (folder / "pool.toml").write_text(f'name = "long"\ndescription = "Likes long ones."\n{member}', "utf-8")
+    judge = ("--judge", str(folder))
+    train(home, "best_of_n", "outputs.json", "judged", "--set", "n=6", *judge)
+    train(home, "best_of_n", "outputs.json", "unjudged", "--set", "n=1", *judge)
+    chosen, first = (pd.read_json(home / name / "outputs.json")["output"].str.len() for name in ("judged", "unjudged"))
+    assert (chosen >= first).all() and chosen.mean() > first.mean()
+    with pytest.raises(ConfigError, match="in place of --reward"):
+        train(home, "dpo", "labels.json", "no", *judge)
+
+
 def test_watching_with_gold(home: Path) -> None:
     watch = ("--watch", str(home / "outputs.json"), "--watch-every", "1", "--gold", "fake-biased")
     train(home, "dpo", "labels.json", "watched", *ONCE, *watch)

@@ -39,6 +39,7 @@ simfarm train rloo --data simfarm/unlabeled --reward reward --out rloo --watch s
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all it makes.")
 @click.option("--policy", "model", default="hf/smollm2-135m", show_default=True, help="The initial policy.")
 @click.option("--reward", type=click.Path(path_type=Path), help="Folder of a reward model or an ensemble.")
+@click.option("--judge", metavar="POOL", help="best_of_n: a pool, without noise, chooses instead of a reward.")
 @click.option("--layers", default="4", show_default=True, help="Train the last so many layers, or `all`.")
 @click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train LoRA adapters of this rank on the layers.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Keep fewer activations: less memory, more time.")
@@ -69,6 +70,7 @@ def train(
     out: Path,
     model: str,
     reward: Path | None,
+    judge: str | None,
     layers: str,
     lora: int | None,
     gradient_checkpointing: bool,
@@ -116,12 +118,16 @@ def train(
     values = parse_settings(settings)
     if gold is not None and watch is None:
         raise ConfigError("--gold compares the answers to watched instructions: give --watch too.")
+    if judge is not None and (method != BEST_OF_N or reward is not None):
+        raise ConfigError("--judge chooses among responses of best_of_n, in place of --reward; other methods learn.")
     record = {"method": method, "data": data, "policy": model, "layers": layers, "settings": values, "seed": seed}
     if lora is not None:
         record["lora"] = lora
     if reward is not None:
         base_of(reward)
         record |= {"reward": str(reward)}
+    if judge is not None:
+        record |= {"judge": judge}
     workers.join()
     if chosen is None and workers.count() > 1:
         raise ConfigError(f"{method} runs in one process: start it without accelerate or torchrun.")
@@ -153,7 +159,7 @@ def train(
         split, table, None if reward is None else load_reward(split, reward), values, seed, max_new_tokens, setup
     )
     if chosen is None:
-        _best_of_n(task, temperature, out)
+        _best_of_n(task, judge, temperature, out)
         return
     trained = chosen(task)
     if setup.tracker is not None:
@@ -346,18 +352,44 @@ def _reward(
     click.echo(f"The reward is in {out}; it agrees with {share} {len(test_part.prompts)} labels it has not seen.")
 
 
-def _best_of_n(task: Task, temperature: float, out: Path) -> None:
-    """Draw n responses to each instruction and keep the best by the reward."""
+def _best_of_n(task: Task, judge: str | None, temperature: float, out: Path) -> None:
+    """Draw n responses to each instruction and keep the best by the reward, or by a judge.
+
+    A judge compares each with the first drawn: n - 1 comparisons, where all pairs would be n (n - 1) / 2.
+    """
+    import numpy as np
+
+    from simfarm.annotators.pool import load_pool
+    from simfarm.experiments.judging import gold_scores
     from simfarm.methods.best_of_n import choose
     from simfarm.methods.config import BestOfNConfig
     from simfarm.progress import track
     from simfarm.tables import with_input, write_table
 
-    n = task.config(BestOfNConfig).n
-    model = task.reward_model
-    if model is None:
-        raise ConfigError("best_of_n needs a reward model: give one with --reward FOLDER (simfarm train reward).")
+    n, model, given = task.config(BestOfNConfig).n, task.reward_model, with_input(task.data)[["instruction", "input"]]
     asked = [prompt for prompt in task.prompts for _ in range(n)]
+    score: Callable[[list[str]], NDArray[np.float64]]
+    if judge is not None:
+        pool = load_pool(judge)
+
+        def score(texts: list[str]) -> NDArray[np.float64]:
+            rows = given.loc[given.index.repeat(n)].reset_index(drop=True)
+            pairs = rows.assign(output_1=[texts[i // n * n] for i in range(len(texts))], output_2=texts)
+            won = gold_scores(pool, pairs, seed=task.seed, orders="random")
+            if missing := int(won.isna().sum()):
+                click.echo(f"{missing} of {len(won)} comparisons brought no verdict: these responses are not chosen.")
+            return np.asarray(won.fillna(-1.0), float)
+
+    elif model is not None:
+
+        def score(texts: list[str]) -> NDArray[np.float64]:
+            return model.rewards(asked, texts)
+
+    else:
+        raise ConfigError(
+            "best_of_n needs who chooses: a reward model with --reward FOLDER (simfarm train reward), or a pool with "
+            "--judge POOL."
+        )
     with track("best of n", len(asked), "responses") as advance:
         drawn = task.split.policy.sample(
             asked,
@@ -368,10 +400,9 @@ def _best_of_n(task: Task, temperature: float, out: Path) -> None:
             batch_size=task.setup.batch_size,
             progress=advance,
         )
-    best = choose(model.rewards(asked, [r.text for r in drawn]).reshape(-1, n), n)
-    table = with_input(task.data)[["instruction", "input"]].assign(
-        output=[drawn[i * n + k].text for i, k in enumerate(best)], generator=f"best_of_{n}"
-    )
+    texts = [r.text for r in drawn]
+    best = choose(score(texts).reshape(-1, n), n)
+    table = given.assign(output=[texts[i * n + k] for i, k in enumerate(best)], generator=f"best_of_{n}")
     click.echo(
         f"The best of {n} responses to {len(table)} instructions are in {write_table(table, out / 'outputs.json')}."
     )
