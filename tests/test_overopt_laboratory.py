@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 from tiny import save_tiny
 
+from simfarm.cli import cli
 from simfarm.cli.overopt import overopt
 from simfarm.cli.run import run
 from simfarm.errors import ConfigError, DataError, RunError, UnknownNameError
@@ -71,6 +72,16 @@ def test_a_laboratory_writes_curves_verdicts_and_a_report(config, finished):
         assert (finished / name).is_file()
     page = (finished / "report.html").read_text("utf-8")
     assert "<script src" not in page and "http" not in page.split("</style>")[1].split("<svg")[0]
+
+
+def test_the_report_is_written_again(finished):
+    before = (finished / "report.html").read_bytes()
+    (finished / "report.html").unlink()
+    out = CliRunner().invoke(cli, ["report", str(finished)], catch_exceptions=False)
+    assert "25 % flips" in out.output and "minus first arm" in out.output
+    assert (finished / "report.html").read_bytes() == before
+    missing = CliRunner().invoke(cli, ["report", str(finished / "no")])
+    assert isinstance(missing.exception, RunError) and "holds no run" in str(missing.exception)
 
 
 def test_arms_are_compared_with_the_first_seed_by_seed(config):

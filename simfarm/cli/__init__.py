@@ -15,6 +15,7 @@ from simfarm.errors import SimfarmError, suggest
 # verb -> (module of simfarm.cli, one-line help); a module defines a click command named like its verb
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run an experiment end to end."),
+    "report": ("report", "Write the report of a finished run again."),
     "compare": ("compare", "Compare finished runs."),
     "train": ("train", "Train by one method, or train a reward model."),
     "score": ("score", "Score outputs by a reward model."),

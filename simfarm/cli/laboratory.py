@@ -33,10 +33,10 @@ def run_and_print(config: LaboratoryConfig, out: Path, dry_run: bool, as_json: b
         found = {"run": str(folder), "report": str(folder / "report.html"), "verdicts": records(verdicts)}
         click.echo(json.dumps(found, indent=1))
     else:
-        _print(folder)
+        print_verdicts(folder)
 
 
-def _print(folder: Path) -> None:
+def print_verdicts(folder: Path) -> None:
     """Print the verdicts of a finished laboratory, and where its report is."""
     table = read_table(folder / "overoptimization/verdicts.csv")
     for family, rows in table.groupby("family", sort=False):

@@ -61,16 +61,21 @@ def run_laboratory(config: LaboratoryConfig, out: Path) -> RunDirectory:
             for seed in seeds:
                 directory.mark_done(f"seed {seed}", run_seed(config, seed, out, advance))
     start = time.monotonic()
-    families = results(config, out)
+    write_results(config, directory)
+    directory.mark_done("report", time.monotonic() - start)
+    return directory
+
+
+def write_results(config: LaboratoryConfig, directory: RunDirectory) -> None:
+    """Write the curves, the verdicts and the report from what the seeds left."""
+    from simfarm.report.laboratory import write_laboratory_report
+
+    families = results(config, directory.path)
     for name in ("best_of_n", "ppo"):
         found = [f.curves(name) for f in families]
         directory.write(pd.concat(found, ignore_index=True), f"overoptimization/{name}.csv")
     directory.write(pd.concat([f.verdicts() for f in families], ignore_index=True), "overoptimization/verdicts.csv")
-    from simfarm.report.laboratory import write_laboratory_report
-
-    write_laboratory_report(out, config, families)
-    directory.mark_done("report", time.monotonic() - start)
-    return directory
+    write_laboratory_report(directory.path, config, families)
 
 
 def run_seed(config: LaboratoryConfig, seed: int, out: Path, progress: Progress = no_progress) -> float:
