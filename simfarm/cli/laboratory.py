@@ -27,16 +27,20 @@ def run_and_print(config: LaboratoryConfig, out: Path, dry_run: bool, as_json: b
                 f"{config.name}: what a run does", {"stage": work["stage"], "what": work["what"], "count": counts}
             )
         return
-    folder = run_laboratory(config, out).path
+    show_verdicts(run_laboratory(config, out).path, as_json)
+
+
+def show_verdicts(folder: Path, as_json: bool) -> None:
+    """Print the verdicts of a finished laboratory, as tables or as JSON."""
     if as_json:
         verdicts = read_table(folder / "overoptimization/verdicts.csv")
         found = {"run": str(folder), "report": str(folder / "report.html"), "verdicts": records(verdicts)}
         click.echo(json.dumps(found, indent=1))
     else:
-        print_verdicts(folder)
+        _print(folder)
 
 
-def print_verdicts(folder: Path) -> None:
+def _print(folder: Path) -> None:
     """Print the verdicts of a finished laboratory, and where its report is."""
     table = read_table(folder / "overoptimization/verdicts.csv")
     for family, rows in table.groupby("family", sort=False):

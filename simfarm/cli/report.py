@@ -14,25 +14,26 @@ simfarm report runs/overopt-small-seed300
 
 @click.command(epilog=EXAMPLES)
 @click.argument("run", type=click.Path(path_type=Path))
-def report(run: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def report(run: Path, as_json: bool) -> None:
     """Write report.html, report.md, figures and tables of a finished RUN again, and show its results.
 
     Everything is read from the run directory, nothing is computed anew: for a run of an earlier simfarm, or one whose
     report was lost.
     """
+    from simfarm.cli.run import show_results
     from simfarm.report.data import open_run
     from simfarm.report.html import write_report
-    from simfarm.report.terminal import print_results
 
     if open_run(run).setting("kind") == "laboratory":
-        from simfarm.cli.laboratory import print_verdicts
+        from simfarm.cli.laboratory import show_verdicts
         from simfarm.experiments.laboratory.config import LaboratoryConfig
         from simfarm.experiments.laboratory.runner import write_results
         from simfarm.experiments.rundir import RunDirectory
 
         config = LaboratoryConfig.model_validate(open_run(run).config)
         write_results(config, RunDirectory(run, config))
-        print_verdicts(run)
+        show_verdicts(run, as_json)
     else:
         write_report(run)
-        print_results(run)
+        show_results(run, as_json)

@@ -51,8 +51,14 @@ def run(
         else:
             terminal.print_plan(config, work)
         return
-    directory = run_experiment(config, out or Path("runs") / f"{config.name}-seed{config.seed}")
+    show_results(run_experiment(config, out or Path("runs") / f"{config.name}-seed{config.seed}").path, as_json)
+
+
+def show_results(folder: Path, as_json: bool) -> None:
+    """Print the results of a finished run, as a table or as JSON."""
+    from simfarm.report import terminal
+
     if as_json:
-        click.echo(json.dumps(terminal.results(directory.path), indent=1))
+        click.echo(json.dumps(terminal.results(folder), indent=1))
     else:
-        terminal.print_results(directory.path)
+        terminal.print_results(folder)
