@@ -129,7 +129,11 @@ def step_simfarm(pairs: Path, url: str, pool_name: str, assign: str, store: str)
     from simfarm.llm.client import Client, Options
     from simfarm.llm.store import open_store
 
-    importlib.import_module("openai")  # imported at the first call otherwise; no tool's imports are timed
+    for module in (
+        "simfarm.llm.openai_server",
+        "httpcore2",
+    ):  # imported at the first call otherwise; no tool's imports are timed
+        importlib.import_module(module)
     table = pd.read_parquet(pairs)
     pool = load_pool(pool_name, base_url=url)
     client = Client(open_store(store), options=Options(concurrency=CONCURRENCY))
@@ -242,7 +246,10 @@ def main(options: argparse.Namespace) -> None:
         ):
             again = measure("simfarm", str(tables[row_count]), url, "alpacaeval", "random", stores[store_size])
             assert again["found"] == row_count and again["asked"] == 0
-            note = f"nothing asked; memory {again['before_mb']:.0f} MB before, {again['peak_mb']:.0f} MB at its peak"
+            note = (
+                f"nothing asked; memory {again['before_mb']:.0f} MB before, {again['peak_mb']:.0f} MB at its peak, "
+                f"with the labels' {again['labels_mb']:.0f} MB"
+            )
             report(f"simfarm, {row_count:,} rows again, {store_size:,} answers stored", again, note)
     if options.out:
         lines = [

@@ -217,6 +217,17 @@ def test_stored_answers_need_no_key_and_no_server(store: SQLiteStore, monkeypatc
 PRICES = Prices([Price(model="openai/m", input=1000.0, output=1000.0)])
 
 
+def test_responses_that_are_no_answer_are_paid_for_by_their_label(store: SQLiteStore) -> None:
+    client = Client(store, prices=PRICES, backends={"openai": Raw(said(""), said("A"))})
+    outcomes: list[Outcome] = []
+    client.run([stream([ask("q", "openai/m")], outcomes.append)])
+    withheld = Client(store, prices=PRICES, backends={"openai": Raw(said("", "content_filter"))})
+    withheld.run([stream([ask("another", "openai/m")], outcomes.append)])
+    once = 11 * 1000 / 1e6  # 10 tokens in, 1 out
+    assert [o.cost for o in outcomes] == pytest.approx([2 * once, once])
+    assert [client.usage.spent, withheld.usage.spent] == pytest.approx([2 * once, once])
+
+
 @pytest.mark.parametrize("most", [0.0, 0.3, 1.0])
 def test_max_cost_is_never_exceeded_and_nearly_used(store: SQLiteStore, most: float) -> None:
     server = FakeServer(lambda request: "A", latency=0.001)

@@ -101,6 +101,7 @@ class PromptedAnnotator:
     ) -> None:
         self.member, self.spec, self.template, self.list_template = member, spec, template, list_template
         self.endpoint = spec.endpoint
+        self._server = self.endpoint.server
 
     def judge(self, pairs: Sequence[Presentation], *, soft: bool = False) -> list[Verdict]:
         """Judge the pairs, through the store in the user's cache; see `Annotator.judge`."""
@@ -150,7 +151,7 @@ class PromptedAnnotator:
             "response_format": canonical(member.response_format) if member.response_format else None,
             "extra": canonical(spec.extra) if spec.extra else None,
             "revision": spec.revision,
-            "server": self.endpoint.server,
+            "server": self._server,
             "replicate": replicate,
         }
         return Request(**(values | changes))

@@ -195,6 +195,8 @@ class _Run:
         for stream in streams:
             self.streams[stream.endpoint].append(stream.jobs)
         self.waiting: dict[str, list[Job]] = {}
+        self.wasted: dict[str, float] = defaultdict(float)
+        """US dollars of responses that are no answer, by the key of the request."""
         self.reserved = 0.0
         self.settled = asyncio.Event()
         self.local = asyncio.Lock()
@@ -314,7 +316,8 @@ class _Run:
         finally:
             self.reserved -= reserve
             self.settled.set()
-        self._deliver(key, Outcome(result, spent))
+        wasted = self.wasted.pop(key, 0.0)
+        self._deliver(key, Outcome(result, None if spent is None else spent + wasted))
 
     async def _afford(self, reserve: float) -> bool:
         most = self.options.max_cost
@@ -361,7 +364,7 @@ class _Run:
             except Transient as error:
                 limiter.failed()
                 place.gate.wake()
-                self._charge(place, raw)
+                self._charge(place, key, raw)
                 tries += 1
                 if tries >= (TRIES if place.answered else FIRST_TRIES):
                     reason = f"{error} ({tries} times)"
@@ -374,7 +377,7 @@ class _Run:
             except Rejected as error:
                 limiter.failed()
                 place.gate.wake()
-                self._charge(place, raw)
+                self._charge(place, key, raw)
                 self._note(place, error)
                 return Failure(str(error))
             except BaseException:
@@ -389,12 +392,13 @@ class _Run:
                 return answer
             return Answer.read(standing.response, latency=standing.latency, key=key)
 
-    def _charge(self, place: _Place, raw: dict[str, Any] | None) -> None:
+    def _charge(self, place: _Place, key: str, raw: dict[str, Any] | None) -> None:
         """Count what a response cost that is no answer: withheld, or cut off before it began."""
         usage = (raw or {}).get("usage")
         if place.price is not None and isinstance(usage, dict):
             sizes = [usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0]
-            self.usage.spent += (sizes[0] * place.price.input + sizes[1] * place.price.output) / 1e6
+            self.wasted[key] += (amount := (sizes[0] * place.price.input + sizes[1] * place.price.output) / 1e6)
+            self.usage.spent += amount
 
     @staticmethod
     def _pause(key: str, tries: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import json
 import os
 import re
@@ -18,6 +19,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+import aiohttp
+import httpx2
+import openai
 
 from simfarm.errors import ConfigError
 from simfarm.llm.backend import Backend, CallFailed, Endpoint, RateLimited, Rejected, Transient, Unreachable
@@ -30,7 +35,33 @@ UNSENT = (
     *(f"X-Stainless-{what}" for what in ("Async", "Retry-Count", "Read-Timeout")),
 )
 """Headers by which the package describes this machine to the server; leaving them out also saves a tenth of a call."""
+FAILURES = (openai.APIConnectionError, aiohttp.ClientError, OSError)
+"""The transport lets some of aiohttp's own errors through."""
 NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+
+
+class _HTTPClient(openai.DefaultAioHttpClient):
+    """Makes requests of what the openai package has merged already.
+
+    Merging the headers again and parsing the URL again, as the base class does, is a tenth of the time of a call.
+    """
+
+    def build_request(self, method: str, url: httpx2.URL | str, **given: Any) -> httpx2.Request:
+        """Return the request; see httpx2."""
+        request = httpx2.Request(
+            method,
+            _parsed(url),
+            headers=[("Accept-Encoding", self.headers["Accept-Encoding"]), *given["headers"]],
+            # given as a stream, it does not have its headers looked through; aiohttp adds Host and Content-Length
+            stream=httpx2.ByteStream(given["content"]),
+            extensions={"timeout": given["timeout"].as_dict()},
+        )
+        request.headers.encoding = "ascii"
+        request.read()
+        return request
+
+
+_parsed = functools.lru_cache(httpx2.URL)
 
 
 class OpenAIServer:
@@ -41,10 +72,6 @@ class OpenAIServer:
     """
 
     def __init__(self, base_url: str | None, api_key_env: str | None, *, timeout: float) -> None:
-        import aiohttp
-        import httpx2
-        import openai
-
         name = api_key_env or "OPENAI_API_KEY"
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         self._secret = os.environ.get(name, "")
@@ -58,16 +85,14 @@ class OpenAIServer:
         self._where = _place(base_url or OPENAI_URL)
         # other servers know the limit by the name that OpenAI has retired
         self._limit_field = "max_tokens" if base_url else "max_completion_tokens"
+        # whole, or it is put together and parsed anew for every call
+        self._url = f"{(base_url or OPENAI_URL).rstrip('/')}/chat/completions"
         self._timeout = timeout
-        self._response = httpx2.Response
-        self._refusals = openai.APIStatusError
-        # the transport lets some of aiohttp's own errors through
-        self._failures: tuple[type[Exception], ...] = (openai.APIConnectionError, aiohttp.ClientError, OSError)
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none",
             base_url=base_url or OPENAI_URL,
             max_retries=0,
-            http_client=openai.DefaultAioHttpClient(
+            http_client=_HTTPClient(
                 # 0 is aiohttp's word for no limit; how many are under way is the limiter's business
                 limits=httpx2.Limits(max_connections=0, keepalive_expiry=15),
                 timeout=httpx2.Timeout(timeout, connect=min(30.0, timeout)),
@@ -90,12 +115,12 @@ class OpenAIServer:
             # the transport's own limit is between two pieces of an answer, not for the whole of it
             async with asyncio.timeout(self._timeout):
                 response = await self._client.post(
-                    "/chat/completions", cast_to=self._response, content=body, options=self._options
+                    self._url, cast_to=httpx2.Response, content=body, options=self._options
                 )
-        except self._refusals as error:
+        except openai.APIStatusError as error:
             answer = error.response
             raise self._failure(answer.status_code, answer.headers, answer.content) from None
-        except self._failures as error:
+        except FAILURES as error:
             raise Unreachable(f"connection to {self._where} failed: {_cause(error)}") from None
         if response.status_code != 200:
             raise self._failure(response.status_code, response.headers, response.content)

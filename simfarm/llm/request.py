@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -71,8 +71,7 @@ class Request:
 
     def to_json(self) -> str:
         """Return the canonical JSON of the fields that are not at their defaults."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return canonical({name: value for name, value in values.items() if value != _DEFAULTS.get(name, MISSING)})
+        return canonical({name: value for name, default in _FIELDS if (value := getattr(self, name)) != default})
 
     @property
     def key(self) -> str:
@@ -114,7 +113,7 @@ class Request:
         return body
 
 
-_DEFAULTS = {f.name: f.default for f in fields(Request)}
+_FIELDS = [(f.name, f.default) for f in fields(Request)]
 
 
 def server_of(base_url: str | None) -> str | None:
