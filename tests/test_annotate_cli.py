@@ -1,6 +1,11 @@
 """The verbs annotate, pools, pool, batch: what they read, print and write."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pandas as pd
@@ -204,7 +209,12 @@ def test_pool_check_live_tells_a_working_member_from_a_broken_one(tmp_path: Path
 
 def test_batch_files_go_out_and_come_back(pairs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "calls"
-    assert "calls in 3 files" in simfarm("batch", "write", pairs, "--pool", "alpacafarm", "--dir", folder).output
+    write = ["batch", "write", pairs, "--pool", "alpacafarm", "--dir"]
+    written = json.loads(simfarm(*write, tmp_path / "as json", "--json").output)
+    assert (
+        written["from_store"] == 0 and len(written["files"]) == 3 and all(Path(f).is_file() for f in written["files"])
+    )
+    assert f"{written['calls']} calls in 3 files" in simfarm(*write, folder).output
     results = []
     for path in sorted(folder.glob("*.jsonl")):
         if path.name.endswith(".requests.jsonl"):
@@ -224,12 +234,44 @@ def test_batch_files_go_out_and_come_back(pairs: Path, tmp_path: Path) -> None:
     answers.write_text("".join(json.dumps(line) + "\n" for line in reversed(results)))
     said = simfarm("batch", "ingest", folder, answers).output
     assert f"{len(results) - 3} answers stored" in said and "3 without an answer" in said
+    counts = json.loads(simfarm("batch", "ingest", folder, answers, "--json").output)
+    assert counts["stored"] == len(results) - 3 and sum(counts["failed"].values()) == 3
     index = [json.loads(x) for x in (folder / "openai_gpt-6-luna.requests.jsonl").read_text().splitlines()]
     assert all(Request.from_json(x["request"]).key == x["key"] for x in index)
-    again = simfarm("batch", "write", pairs, "--pool", "alpacafarm", "--dir", tmp_path / "more").output
+    again = simfarm(*write, tmp_path / "more").output
     assert again.startswith("3 calls")
     with pytest.raises(DataError, match="batch files already"):
-        simfarm("batch", "write", pairs, "--pool", "alpacafarm", "--dir", folder)
+        simfarm(*write, folder)
     answers.write_text('{"custom_id": "stranger"}\n')
     with pytest.raises(DataError, match="stranger"):
         simfarm("batch", "ingest", folder, answers)
+
+
+VLLM = """#!{python}
+import http.server, os, sys
+
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+print(sys.argv[1:], flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Health).serve_forever()
+"""
+
+
+def test_serve_says_in_one_line_of_json_where_it_answers(tmp_path: Path) -> None:
+    program, log = tmp_path / "vllm", tmp_path / "vllm.log"
+    program.write_text(VLLM.format(python=sys.executable))
+    program.chmod(0o755)
+    (tmp_path / "config.json").write_text("{}")
+    command = ["serve", str(tmp_path), "--vllm", str(program), "--log", str(log), "--json", "--max-model-len", "64"]
+    with subprocess.Popen([sys.executable, "-m", "simfarm", *command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = json.loads(process.stdout.readline())
+        assert found["model"] == str(tmp_path) and found["log"] == str(log)
+        assert urllib.request.urlopen(found["url"].removesuffix("/v1") + "/health").status == 200
+        # the server's end is the command's
+        os.kill(found["pid"], signal.SIGTERM)
+        assert process.stdout.read() == "" and process.wait(20) == 0
+    assert "'--max-model-len', '64'" in log.read_text()

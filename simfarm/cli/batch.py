@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -31,6 +32,7 @@ simfarm annotate pairs.json --pool alpacafarm --out labels.json
 @click.option("--seed", type=int, default=0, show_default=True, help="As in annotate.")
 @click.option("--base-url", metavar="URL", help="As in annotate: part of what identifies a call.")
 @click.option("--store", metavar="FILE|URL", help="Where answers are kept; what is there is not written.")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts and the files as JSON.")
 @model_option
 def write(
     pairs: Path,
@@ -43,6 +45,7 @@ def write(
     seed: int,
     base_url: str | None,
     store: str | None,
+    as_json: bool,
     models: tuple[str, ...],
 ) -> None:
     """Write the calls that labelling PAIRS owes, one file per model.
@@ -66,6 +69,10 @@ def write(
         noise_first=noise_first,
     )
     written = write_batch((request for _, request in costs.requests(pool, plan)), open_store(store), folder)
+    if as_json:
+        files = [str(path) for path in written.files]
+        click.echo(json.dumps({"calls": written.requests, "from_store": written.stored, "files": files}, indent=1))
+        return
     click.echo(f"{written.requests:,} calls in {len(written.files)} files; {written.stored:,} are stored already.")
     for path in written.files:
         click.echo(f"  {path}")
@@ -79,7 +86,8 @@ def write(
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--store", metavar="FILE|URL", help="Where answers are kept.")
-def ingest(folder: Path, results: tuple[Path, ...], store: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
+def ingest(folder: Path, results: tuple[Path, ...], store: str | None, as_json: bool) -> None:
     """Take in the RESULTS of batch files that lie in FOLDER."""
     from simfarm.errors import DataError
     from simfarm.llm.batch import ingest as take_in
@@ -89,6 +97,9 @@ def ingest(folder: Path, results: tuple[Path, ...], store: str | None) -> None:
     if not indexes:
         raise DataError(f"{folder} holds no .requests.jsonl files; give the folder that simfarm batch write wrote.")
     taken = take_in(results, indexes, open_store(store))
+    if as_json:
+        click.echo(json.dumps({"stored": taken.stored, "failed": taken.failed}, indent=1))
+        return
     click.echo(f"{taken.stored:,} answers stored.")
     for reason, count in sorted(taken.failed.items(), key=lambda item: -item[1]):
         click.echo(f"{count:,} without an answer, still owed: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -14,8 +15,15 @@ import click
 @click.option("--vllm", "command", metavar="PATH", help="The vllm command, if it is not beside this Python or in PATH.")
 @click.option("--log", type=click.Path(path_type=Path), help="Where the server's output goes.")
 @click.option("--patience", type=float, default=900.0, show_default=True, help="Seconds to wait for it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when it answers: url, model, pid, log.")
 def serve(
-    model: str, arguments: tuple[str, ...], port: int | None, command: str | None, log: Path | None, patience: float
+    model: str,
+    arguments: tuple[str, ...],
+    port: int | None,
+    command: str | None,
+    log: Path | None,
+    patience: float,
+    as_json: bool,
 ) -> None:
     """Serve MODEL with vLLM and wait until it is ready; Ctrl-C ends it.
 
@@ -35,11 +43,15 @@ def serve(
         patience=patience,
         report=lambda line: click.echo(line, err=True),
     )
-    click.echo(
-        f"{server.model} answers at {server.base_url} (log: {log}). For example:\n"
-        f"  simfarm annotate pairs.json --pool alpacaeval --out labels.json "
-        f"--model judge=vllm/{server.model} --base-url {server.base_url}"
-    )
+    if as_json:
+        found = {"url": server.base_url, "model": server.model, "pid": server.process.pid, "log": str(log)}
+        click.echo(json.dumps(found))
+    else:
+        click.echo(
+            f"{server.model} answers at {server.base_url} (log: {log}). For example:\n"
+            f"  simfarm annotate pairs.json --pool alpacaeval --out labels.json "
+            f"--model judge=vllm/{server.model} --base-url {server.base_url}"
+        )
     try:
         server.process.wait()
     except KeyboardInterrupt:
