@@ -16,6 +16,7 @@ from simfarm.experiments.laboratory.analysis import analyse
 from simfarm.experiments.laboratory.runner import plan_laboratory, run_laboratory
 from simfarm.experiments.runner import run_experiment
 from simfarm.overoptimization.curves import best_of_n_of, curves_of_run, samples_matrix, spaced
+from simfarm.report.laboratory import family_table
 
 TINY = [
     "seed=0", "seeds=2", "processes=1", "prompts=4", "samples=20", "members=2", "model.steps=6", "model.hidden_size=16",
@@ -98,6 +99,10 @@ def test_arms_are_compared_with_the_first_seed_by_seed(config):
     assert row["against_first"] == pytest.approx(-0.25)
     assert row["against_first_ci_low"] == pytest.approx(row["against_first_ci_high"])
     assert list(family.against_first) == [("25 % flips", "best_of_n")]
+    shown = family_table(family)
+    place = [column.header for column in shown.columns].index("end, minus first arm")
+    assert [row[place] for row in shown.rows] == [None, "-0.25 (-0.25 to -0.25)"]
+    assert "paired by seed" in shown.caption
 
 
 def test_it_resumes_and_computes_the_same(config, finished, tmp_path):

@@ -17,8 +17,11 @@ from simfarm.report.tabulate import Cell, Column, Table, markdown_text, to_html,
 UNIT = "units of gold"
 COLUMNS = [
     Column(name)
-    for name in ("curve and arm", "gold peaks at", "gain there", "fall to the end", "verdict", "α", "β", "R²")
-]
+    for name in (
+        "curve and arm", "gold peaks at", "gain there", "fall to the end", "verdict", "end, minus first arm", "α", "β",
+        "R²",
+    )
+]  # fmt: skip
 
 
 def write_laboratory_report(folder: Path, config: LaboratoryConfig, families: Sequence[Family]) -> None:
@@ -66,6 +69,7 @@ def family_table(family: Family) -> Table:
             if kind not in curves or (peak := curves[kind].peak) is None:
                 continue
             fit, name = curves[kind].fit, curves[kind].position
+            gap = family.against_first.get((label, kind))
             rows.append(
                 [
                     f"{title_of(kind)}, {label}",
@@ -73,12 +77,17 @@ def family_table(family: Family) -> Table:
                     _with_interval(peak.gain),
                     _with_interval(peak.fall),
                     "falls" if peak.falls else "no fall shown",
+                    None if gap is None else _with_interval(gap),
                     None if fit is None else _with_interval(fit.alpha),
                     None if fit is None else _with_interval(fit.beta),
                     None if fit is None else f"{fit.r2:.2f}",
                 ]
             )
-    return Table(f"{family.name.replace('_', ' ')}: in {UNIT}, with 95 % intervals over seeds.", COLUMNS, rows)
+    caption = (
+        f"{family.name.replace('_', ' ')}: in {UNIT}, with 95 % intervals over seeds. End, minus first arm: gold at "
+        "the end of a curve minus that of the first arm's, paired by seed."
+    )
+    return Table(caption, COLUMNS, rows)
 
 
 def _with_interval(estimate: Estimate) -> str:
