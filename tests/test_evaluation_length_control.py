@@ -124,12 +124,6 @@ def test_choosing_the_penalty_as_sklearn_does():
     assert [chosen.a, chosen.b, chosen.c] == pytest.approx([-1.0, 0.45, -0.3], abs=0.4)
 
 
-def test_other_baseline_without_refit():
-    one, other = alpacaeval.Weights(-1.0, 0.8, 0.5), alpacaeval.Weights(-1.0, 0.8, 0.1)
-    assert alpacaeval.rebase(one, other, np.array([0.0, 3.0])) == pytest.approx(100 * expit(0.4))
-    assert alpacaeval.rebase(one, one, np.zeros(3)) == pytest.approx(50)
-
-
 def test_zero_spread_is_refused_or_noted():
     with pytest.raises(DataError, match="no spread"):
         alpacaeval.scaled_length(np.array([10, 20]), np.array([10, 20]))

@@ -135,14 +135,6 @@ def fit(
     return Weights(*map(float, whole[loss.argmin()]))
 
 
-def rebase(model: Weights, baseline: Weights, difficulty: Floats) -> float:
-    """Return the length-controlled win rate against another baseline, without a new fit, in percent.
-
-    100 mean_i sigmoid((c_m - c_B) + (b_m - b_B) difficulty_i), as alpaca_eval does.
-    """
-    return length_controlled(Weights(0.0, model.b - baseline.b, model.c - baseline.c), difficulty)[0]
-
-
 def length_controlled_table(
     labels: pd.DataFrame,
     difficulty: pd.DataFrame,
