@@ -39,46 +39,56 @@ def no_progress(_: int) -> None:
 
 
 @contextmanager
-def track(title: str, total: int, unit: str) -> Iterator[Progress]:
+def track(title: str, total: int, unit: str, *, note: Callable[[], str] | None = None) -> Iterator[Progress]:
     """Show the progress of `total` things: count, rate and time left.
 
     Args:
         title: What is being done.
         total: How many things there are; below 1 nothing is shown.
         unit: What the things are called, in the plural.
+        note: Says what else to show, such as the money spent; asked whenever something became ready.
     """
     if total < 1 or _mode == "quiet":
         yield no_progress
     elif _mode == "auto" and sys.stderr.isatty():
-        with _bar(title, total, unit) as advance:
+        with _bar(title, total, unit, note) as advance:
             yield advance
     else:
-        yield _Lines(title, total, unit)
+        yield _Lines(title, total, unit, note)
 
 
 @contextmanager
-def _bar(title: str, total: int, unit: str) -> Iterator[Progress]:
+def _bar(title: str, total: int, unit: str, note: Callable[[], str] | None) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     columns = (
         TextColumn("  {task.description}"),
-        BarColumn(bar_width=24),
+        # money is worth more of the line than a long bar
+        BarColumn(bar_width=24 if note is None else 10),
         MofNCompleteColumn(),
         TextColumn(unit),
+        *([] if note is None else [TextColumn("{task.fields[note]}")]),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, total=total)
-        yield lambda done: bars.advance(task, done)
+        task = bars.add_task(title, total=total, note="" if note is None else note())
+
+        def advance(done: int) -> None:
+            if note is None:
+                bars.advance(task, done)
+            else:
+                bars.update(task, advance=done, note=note())
+
+        yield advance
 
 
 class _Lines:
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(self, title: str, total: int, unit: str, note: Callable[[], str] | None) -> None:
+        self.title, self.total, self.unit, self.note = title, total, unit, note
         self.done = 0
         self.start = self.spoke = time.monotonic()
 
@@ -89,4 +99,5 @@ class _Lines:
             self.spoke = now
             rate = self.done / (now - self.start)
             left = (self.total - self.done) / rate
-            say(f"  {self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:.3g}/s, {left:.0f} s left")
+            note = "" if self.note is None else f", {self.note()}"
+            say(f"  {self.title}: {self.done:,}/{self.total:,} {self.unit}, {rate:.3g}/s, {left:.0f} s left{note}")

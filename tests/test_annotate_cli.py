@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 from llm_helpers import stub_server
 
-from simfarm import tables
+from simfarm import progress, tables
+from simfarm.annotators import costs
 from simfarm.annotators.inputs import read_given, to_trl
 from simfarm.cli import cli
 from simfarm.errors import ConfigError, DataError
+from simfarm.llm.client import Usage
 from simfarm.llm.request import Request, completion
 
 FAKES = ["--model", "strong=fake/oracle", "--model", "mid=fake/noisy", "--model", "small=fake/noisy"]
@@ -132,6 +135,36 @@ def test_max_cost_leaves_rows_null_and_says_why(pairs: Path, tmp_path: Path) -> 
     assert 0 < labels["preference"].notna().sum() < 30
     assert labels["cost"].sum() <= 0.5
     assert labels["reason"][labels["preference"].isna()].str.contains("max_cost").all()
+
+
+def test_progress_shows_what_was_spent(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    command = ["annotate", pairs, "--pool", "alpacaeval", "--out", tmp_path / "l.json"]
+    with stub_server("--latency", "0.001") as url:
+        prices = tmp_path / "p.toml"
+        prices.write_text('[[price]]\nmodel = "openai/gpt-5.4@localhost/v1"\ninput = 100.0\noutput = 100.0\n')
+        said = simfarm(*command, "--base-url", url, "--prices", prices).stderr
+        amounts = [float(amount) for amount in re.findall(r"judgments, .* s left, \$([0-9.]+) spent", said)]
+        assert len(amounts) == 29 and amounts == sorted(amounts) and amounts[-1] > 0.1
+        # without that table nobody knows the price
+        said = simfarm(*command, "--base-url", url, "--store", tmp_path / "other").stderr
+    assert "s left, unknown price" in said
+    assert "spent" not in simfarm(*command[:2], "--pool", "fake-biased", "--out", tmp_path / "f.json").stderr
+
+
+@pytest.mark.parametrize(
+    ("usage", "text"),
+    [
+        (Usage(), "$0.00 spent"),
+        (Usage(asked=3, spent=0.00123), "$0.0012 spent"),
+        (Usage(asked=3, unpriced=3), "unknown price"),
+        (Usage(asked=3, spent=1.5, unpriced=1), "$1.50 spent, more at an unknown price"),
+    ],
+)
+def test_an_unknown_price_is_not_nothing(usage: Usage, text: str) -> None:
+    assert costs.spent(usage) == text
 
 
 def test_lists_and_outputs(tmp_path: Path) -> None:

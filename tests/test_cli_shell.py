@@ -95,6 +95,12 @@ def test_quiet_and_plain_choose_how_progress_is_shown(
     with progress.track("work", 3, "things") as advance:
         advance(1)
     assert "work: 1/3 things" in capsys.readouterr().err
+    spent = iter(["$0.10 spent", "unknown price"])
+    with progress.track("work", 3, "things", note=lambda: next(spent)) as advance:
+        advance(1)
+        advance(1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("s left, $0.10 spent") and second.endswith("s left, unknown price")
     progress.set_mode("quiet")
     with progress.track("work", 3, "things") as advance:
         advance(1)

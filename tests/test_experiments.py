@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,10 +16,13 @@ from click.testing import CliRunner
 from tiny import save_tiny
 
 from simfarm import draws
+from simfarm.annotators.costs import judgments
+from simfarm.annotators.pool import Pool, load_pool
 from simfarm.annotators.pool_config import pool_folder
 from simfarm.cli import cli
 from simfarm.errors import ConfigError, RunError, SimfarmError, UnknownNameError
 from simfarm.experiments.config import load_experiment
+from simfarm.experiments.judging import gold_scores
 from simfarm.experiments.runner import plan, run_experiment
 from simfarm.experiments.stages import stages_of
 
@@ -128,7 +132,11 @@ def test_another_pool_for_labels_is_asked_of_the_outputs_too(tiny_toml: Path, tm
     other = load_experiment(str(tiny_toml), [*settings, f"annotation.pool={copy}"])
     work = plan(other)
     asked = work[work["stage"] == "judgements"].set_index("what")["count"].to_dict()
-    assert asked == {"verdicts by fake-biased, no noise": 8 * 2 * 2, f"verdicts by {copy}, flip 0.25": 8 * 2}
+    assert asked == {
+        "verdicts by fake-biased, no noise": 8 * 2,
+        "verdicts by fake-biased on all samples (gold)": 8 * 2 * 4,
+        f"verdicts by {copy}, flip 0.25": 8 * 2,
+    }
     own = load_experiment(str(tiny_toml), settings)
     judges = []
     for name, config in (("other", other), ("own", own)):
@@ -231,7 +239,29 @@ def test_the_plan_counts_without_doing(tiny_toml: Path) -> None:
     work = plan(load_experiment(str(tiny_toml))).set_index("stage")
     assert work.loc["preference_samples", "count"] == 32
     assert work.loc["ppo", "tokens"] == 4 * 8 * 8
-    assert work.loc["judgements", "count"] == 8 * 2 * (4 + 3)
+    assert list(work.loc["judgements", "count"]) == [8 * 2 * 4, 8 * 2 * 3 * 4]
+
+
+@pytest.mark.parametrize("pool", ["fake-biased", "alpacafarm"])
+def test_the_plan_counts_the_gold_verdicts_that_are_asked(
+    tiny_toml: Path, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    def annotate(self: Pool, table: pd.DataFrame, **draws: Any) -> pd.DataFrame:
+        draws = {key: value for key, value in draws.items() if key not in ("client", "progress", "soft")}
+        shown.append(judgments(self.plan(table, **draws)))
+        rows = table.loc[table.index.repeat(shown[-1] // len(table) // 2)]
+        return rows.assign(preference=1.0, annotator=self.config.members[0].name)
+
+    monkeypatch.setattr(Pool, "annotate", annotate)
+    samples = pd.DataFrame({"instruction": map(str, range(8 * 3)), "output_1": "a", "output_2": "b"})
+    gold_scores(load_pool(pool), samples, seed=0, orders="both")
+    settings = [f"evaluation.pool={pool}", "overoptimization.every=3"]
+    work = plan(load_experiment(str(tiny_toml), settings)).set_index("what")["count"]
+    assert work[f"verdicts by {pool} on all samples (gold)"] == shown[0]
+    # PPO's four steps are looked at before the first, after the third and after the last
+    assert work[f"verdicts by {pool} along PPO (gold)"] == shown[0] and work["responses looked at"] == 8 * 2
 
 
 @pytest.mark.parametrize(

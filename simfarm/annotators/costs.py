@@ -11,7 +11,7 @@ import pandas as pd
 from simfarm.annotators.base import Presentation
 from simfarm.annotators.pool import Plan, Pool
 from simfarm.annotators.prompted import AsksModels, PromptedAnnotator
-from simfarm.llm.client import CHUNK
+from simfarm.llm.client import CHUNK, Usage
 from simfarm.llm.prices import Prices, cost_at_most, tokens_at_most
 from simfarm.llm.request import Request
 from simfarm.llm.store import Store
@@ -55,6 +55,11 @@ def requests(pool: Pool, plan: Plan, *, soft: bool = False) -> Iterator[tuple[st
             pairs, _ = plan.presentations(indices)
             for job in annotator.stream(pairs, _nobody, soft=soft).jobs:
                 yield name, job.request
+
+
+def judgments(plan: Plan) -> int:
+    """Count the presentations that annotators are asked about: what a progress bar of the plan ends at."""
+    return sum(len(task.shown) for task in plan.tasks if task.asked)
 
 
 def _nobody(_: int, __: Verdict) -> None:
@@ -127,6 +132,19 @@ def per_thousand(annotator: PromptedAnnotator, prices: Prices) -> float | None:
     if price is None:
         return None
     return 1000 * cost_at_most(price, sample_request(annotator)) / annotator.member.comparisons_per_prompt
+
+
+def amount(dollars: float) -> str:
+    """Write an amount of US dollars without its sign; a small one does not read as nothing."""
+    return f"{dollars:.2f}" if dollars >= 0.1 or dollars == 0 else f"{dollars:.2g}"
+
+
+def spent(usage: Usage) -> str:
+    """Say what a run has spent so far: "$0.42 spent", or that a price is unknown; answers from the store are free."""
+    known = f"${amount(usage.spent)} spent"
+    if not usage.unpriced:
+        return known
+    return f"{known}, more at an unknown price" if usage.spent else "unknown price"
 
 
 def summary(labels: pd.DataFrame) -> pd.DataFrame:

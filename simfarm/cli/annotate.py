@@ -156,6 +156,8 @@ def annotate(
         concurrency=concurrency, requests_per_minute=rpm, tokens_per_minute=tpm, max_cost=max_cost, timeout=timeout
     )
     client = Client(open_store(store), options=options, prices=load_prices(prices))
+    # a pool that asks no model spends nothing
+    note = None if pool.offline else lambda: costs.spent(client.usage)
     ranking = given.kind == "lists" and how != "pairs"
     if ranking:
         if trl is not None and how == "rank":
@@ -168,7 +170,7 @@ def annotate(
             calls = ((name, request) for name, request in owed if request is not None)
             found = costs.estimate_calls(pool, counts, calls, store=client.store, prices=client.prices)
             return _print_estimate(found, len(owed), 0, as_json)
-        with track(f"rank with {pool.name}", len(table) * replicates, "lists") as progress:
+        with track(f"rank with {pool.name}", len(table) * replicates, "lists", note=note) as progress:
             labels = _asked(
                 lambda: lists.annotate_lists(
                     pool, table, how=how, seed=seed, flip=flip, replicates=replicates, client=client, progress=progress
@@ -191,8 +193,7 @@ def annotate(
             found = costs.estimate(pool, plan, store=client.store, prices=client.prices, soft=soft_labels)
             noised = sum(task.noise is not None for task in plan.tasks)
             return _print_estimate(found, len(plan.tasks), noised, as_json)
-        total = sum(len(task.shown) for task in plan.tasks if task.asked)
-        with track(f"annotate with {pool.name}", total, "judgments") as progress:
+        with track(f"annotate with {pool.name}", costs.judgments(plan), "judgments", note=note) as progress:
             labels = _asked(lambda: pool.annotate(table, soft=soft, client=client, progress=progress, **draws))
     assert out is not None
     write_table(labels, out)
@@ -214,6 +215,8 @@ def _print_estimate(found: list[Any], labels: int, noised: int, as_json: bool) -
     from rich.console import Console
     from rich.table import Table
 
+    from simfarm.annotators.costs import amount
+
     costs = [one.cost for one in found]
     total = None if None in costs else sum(costs)
     if as_json:
@@ -225,21 +228,13 @@ def _print_estimate(found: list[Any], labels: int, noised: int, as_json: bool) -
         named = column in ("annotator", "model")
         table.add_column(column, justify="left" if named else "right", no_wrap=column != "model", overflow="fold")
     for one in found:
-        price = "unknown" if one.cost is None else _amount(one.cost)
+        price = "unknown" if one.cost is None else amount(one.cost)
         counts = (one.labels, one.calls, one.stored, one.input_tokens, one.output_tokens)
         table.add_row(one.annotator, one.model, *(f"{n:,}" for n in counts), price)
     Console().print(table)
     spared = f" {noised:,} labels are noise drawn first, which nobody is asked about." if noised else ""
-    click.echo(f"{labels:,} labels, at most {_dollars(total)}.{spared}")
-
-
-def _dollars(amount: float | None) -> str:
-    return "an unknown amount (a price is unknown; see --prices)" if amount is None else f"${_amount(amount)}"
-
-
-def _amount(dollars: float) -> str:
-    # small sums must not read as nothing
-    return f"{dollars:.2f}" if dollars >= 0.1 or dollars == 0 else f"{dollars:.2g}"
+    most = "an unknown amount (a price is unknown; see --prices)" if total is None else f"${amount(total)}"
+    click.echo(f"{labels:,} labels, at most {most}.{spared}")
 
 
 def _print_summary(labels: pd.DataFrame, client: Any, out: Path, as_json: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from simfarm import tables
+from simfarm.annotators import costs
 from simfarm.annotators.pool import Pool, flip_labels, load_pool
+from simfarm.llm.client import Client
+from simfarm.llm.store import open_store
 from simfarm.progress import track
 
 if TYPE_CHECKING:
@@ -54,6 +57,22 @@ def output_rewards(run: Run) -> None:
         run.dir.drop_units("evaluation/output_rewards")
 
 
+def annotate(pool: Pool, pairs: pd.DataFrame, title: str, **draws: Any) -> pd.DataFrame:
+    """Label pairs; where language models are asked, show how far that is and what it has cost.
+
+    Args:
+        pool: Who judges.
+        pairs: See `Pool.annotate`.
+        title: What is being done.
+        **draws: Of `Pool.plan`.
+    """
+    if pool.offline:
+        return pool.annotate(pairs, **draws)
+    client, total = Client(open_store()), costs.judgments(pool.plan(pairs, **draws))
+    with track(title, total, "judgments", note=lambda: costs.spent(client.usage)) as advance:
+        return pool.annotate(pairs, client=client, progress=advance, **draws)
+
+
 def judgements(run: Run) -> None:
     """Have the pool, without noise, compare all methods' outputs and all of best-of-n's samples with the baseline's.
 
@@ -77,7 +96,10 @@ def judgements(run: Run) -> None:
     )
 
     def ask(annotators: Pool) -> pd.DataFrame:
-        return annotators.annotate(pairs, seed=run.config.seed, orders=config.orders, replicates=config.replicates)
+        title = f"judging with {annotators.name}"
+        return annotate(
+            annotators, pairs, title, seed=run.config.seed, orders=config.orders, replicates=config.replicates
+        )
 
     judged = ask(pool)
     run.dir.write(judged, "evaluation/labels.parquet")
@@ -94,9 +116,15 @@ def gold_scores(pool: Pool, samples: pd.DataFrame, *, seed: int, orders: Literal
     verdict, drawn as for any label, which has the same expectation.
     """
     if not pool.offline:
-        return pool.annotate(samples, seed=seed, orders=orders)["preference"].astype(float) - 1
+        labelled = annotate(pool, samples, f"gold by {pool.name}", seed=seed, orders=orders)
+        return labelled["preference"].astype(float) - 1
     numbered = samples.assign(_row=range(len(samples)))
     labelled = pool.annotate(numbered, seed=seed, orders=orders, assign="all", soft=True)
     weight = labelled["annotator"].map({m.name: m.weight for m in pool.config.members}).astype(float)
     weighted = (weight * (labelled["preference"].astype(float) - 1)).groupby(labelled["_row"]).sum()
     return weighted / weight.groupby(labelled["_row"]).sum()
+
+
+def verdicts_per_gold(pool: Pool) -> int:
+    """Return how many verdicts in one order `gold_scores` asks of a response."""
+    return len(pool.config.members) if pool.offline else 1

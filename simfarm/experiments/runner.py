@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from simfarm import tables
+from simfarm.annotators.pool import load_pool
 from simfarm.errors import RunError
 from simfarm.evalsets import load_human_ranking
 from simfarm.experiments.config import ExperimentConfig
-from simfarm.experiments.judging import BASELINE
+from simfarm.experiments.judging import BASELINE, verdicts_per_gold
 from simfarm.experiments.rundir import RunDirectory
 from simfarm.experiments.stages import (
     STAGES,
@@ -96,9 +98,14 @@ def plan(config: ExperimentConfig) -> pd.DataFrame:
     if "expert_iteration" in config.methods:
         drawn = sizes["unlabeled"] * config.expert_iteration.n
         add("unlabeled_samples", "candidates of expert iteration", drawn, drawn * limit)
+    looks = 0
     if "ppo" in config.methods:
         rollouts = config.ppo.steps * config.ppo.rollouts
         add("ppo", "rollouts", rollouts, rollouts * limit)
+        if every := config.overoptimization.every:
+            # every so many steps, and after the last
+            looks = math.ceil(config.ppo.steps / every)
+            add("ppo", "responses looked at", sizes["eval"] * looks, sizes["eval"] * looks * limit)
     drawn_by = {
         "quark": config.quark.steps * config.quark.rollouts,
         "reinforce": config.reinforce.steps * config.reinforce.rollouts,
@@ -112,7 +119,12 @@ def plan(config: ExperimentConfig) -> pd.DataFrame:
     shown = 2 if config.evaluation.orders == "both" else 1
     methods = len(config.methods) + len(config.checkpoints) + len(config.outputs)
     compared = sizes["eval"] * shown * methods * config.evaluation.replicates
-    add("judgements", f"verdicts by {config.evaluation.pool}, no noise", compared + sizes["eval"] * shown * n)
+    gold = sizes["eval"] * shown * verdicts_per_gold(load_pool(config.evaluation.pool))
+    add("judgements", f"verdicts by {config.evaluation.pool}, no noise", compared)
+    add("judgements", f"verdicts by {config.evaluation.pool} on all samples (gold)", gold * n)
     if config.annotation.pool != config.evaluation.pool:
         add("judgements", f"verdicts by {config.annotation.pool}, flip {config.annotation.flip:g}", compared)
+    if looks:
+        # the first is at the initial policy, whose responses are drawn already
+        add("training_gold", f"verdicts by {config.evaluation.pool} along PPO (gold)", gold * (1 + looks))
     return pd.DataFrame(rows).astype({"tokens": "Int64"})

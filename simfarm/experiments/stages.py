@@ -22,7 +22,7 @@ from simfarm.evaluation.correlation import rank_correlations
 from simfarm.evaluation.length_control import length_controlled
 from simfarm.evaluation.winrate import paired_differences, win_rates
 from simfarm.experiments.config import ExperimentConfig
-from simfarm.experiments.judging import BASELINE, judgements, output_rewards
+from simfarm.experiments.judging import BASELINE, annotate, judgements, output_rewards
 from simfarm.experiments.looks import training_gold
 from simfarm.experiments.rundir import RunDirectory
 from simfarm.overoptimization.best_of_n import best_of_n_curve
@@ -148,7 +148,8 @@ def labels(run: Run) -> None:
     rank = draws.permutation(len(instructions), run.config.seed, "held-out instructions")
     held_out = {instructions[i] for i in rank[: max(1, round(config.held_out * len(instructions)))]}
     pool = load_pool(config.pool)
-    labelled = pool.annotate(pairs, seed=run.config.seed, flip=config.flip, replicates=config.replicates)
+    title, seed = f"labelling with {pool.name}", run.config.seed
+    labelled = annotate(pool, pairs, title, seed=seed, flip=config.flip, replicates=config.replicates)
     run.dir.write(labelled.assign(held_out=labelled["id"].isin(held_out)), "labels.parquet")
 
 
