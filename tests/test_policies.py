@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import LETTERS, save_tiny, tiny_policy
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import DynamicLayer
 
 from simfarm.errors import ConfigError, DataError, ModelError
@@ -50,6 +51,26 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(policy: TransformersPolicy)
     small = policy.sample(prompts[::-1], [3, 2, 1, 0], batch_size=2, **arguments)
     assert small[::-1] == together
     assert policy.sample(prompts, [9, 1, 2, 3], **arguments)[0] != together[0]
+
+
+def test_reading_prompts_makes_no_copies_of_the_head() -> None:
+    """PyTorch multiplies strided states by weights repeated for every row: more memory and time than all layers."""
+
+    class Products(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.widths: list[int] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.bmm.default:
+                self.widths.append(args[1].shape[-1])
+            return func(*args, **(kwargs or {}))
+
+    frozen = tiny_policy()
+    frozen.model.requires_grad_(False)
+    with torch.no_grad(), Products() as products:
+        frozen._read_prompts([frozen.encode(frozen.render(p)) for p in "abcdefgh"])
+    assert frozen.model.config.vocab_size not in products.widths
 
 
 def test_sampled_frequencies_match_log_probabilities(policy: TransformersPolicy) -> None:

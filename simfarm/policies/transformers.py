@@ -226,8 +226,15 @@ class TransformersPolicy:
             input_ids, mask = pad(prompts[start : start + PROMPT_GROUP], self.pad_id, side="left", device=self.device)
             cache = DynamicCache(config=self.model.config)
             position = (mask.cumsum(1) - 1).clamp(min=0)
+            # an index copies the last states, a slice (`logits_to_keep=1`) leaves them strided: PyTorch multiplies
+            # such states by a copy of the head's weights for every row
+            last = torch.tensor([input_ids.shape[1] - 1], device=self.device)
             out = self.model(
-                input_ids=input_ids, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                logits_to_keep=last,
             )
             logits.append(out.logits[:, -1])
             masks.append(mask)
