@@ -117,11 +117,12 @@ class HFEngine:
         for rows in length_sorted_batches([len(ids) for ids in encoded], BATCH):
             ids, mask = pad([encoded[i] for i in rows], policy.pad_id, side="left", device=policy.device)
             places = (mask.cumsum(1) - 1).clamp(min=0)
-            logits = (
-                policy.model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=1)
-                .logits[:, -1]
-                .float()
+            # an index, not a slice: see TransformersPolicy._read_prompts
+            last = torch.tensor([ids.shape[1] - 1], device=policy.device)
+            out = policy.model(
+                input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=last
             )
+            logits = out.logits[:, -1].float()
             uniform = [float(np.random.default_rng(draws.seed_for(0, "sample", keys[i])).random()) for i in rows]
             chosen = sample_tokens(logits, torch.tensor(uniform, device=policy.device), temperature)
             for k, i in enumerate(rows):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from simfarm import draws, models
 from simfarm.errors import DataError, ModelError
+from simfarm.policies.attention import use_plain_products
 from simfarm.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class TransformersPolicy:
                 f"The model {name!r} cannot be loaded: {first} Give a built-in name ({', '.join(models.BUILTIN)}), the "
                 "folder of a saved model, or a hub id with the network at hand."
             ) from error
+        use_plain_products(model)
         return cls(model, tokenizer, name=name)
 
     @property
