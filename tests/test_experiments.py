@@ -23,6 +23,7 @@ from simfarm.cli import cli
 from simfarm.errors import ConfigError, RunError, SimfarmError, UnknownNameError
 from simfarm.experiments.config import load_experiment
 from simfarm.experiments.judging import gold_scores
+from simfarm.experiments.rundir import RunDirectory
 from simfarm.experiments.runner import plan, run_experiment
 from simfarm.experiments.stages import stages_of
 
@@ -104,6 +105,8 @@ def test_a_run_leaves_what_it_should(finished: Path) -> None:
     curve = pd.read_csv(finished / "overoptimization/best_of_n.csv")
     assert list(curve["n"]) == [1, 2, 3]
     assert (finished / "report.html").is_file() and (finished / "report.md").is_file()
+    assert json.loads((finished / "config.json").read_text())["prices"] == {"pool fake-biased": "free (this machine)"}
+    assert "price of pool fake-biased" in (finished / "report.html").read_text()
 
 
 def test_outputs_have_rewards_and_the_noisy_annotators_verdicts(finished: Path) -> None:
@@ -185,6 +188,13 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tiny_toml: Path, finished: Pa
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert results(out) == results(finished)
     assert not list(out.rglob("unit-*"))
+
+
+def test_a_run_at_work_is_left_alone(tiny_toml: Path, tmp_path: Path) -> None:
+    config = load_experiment(str(tiny_toml))
+    with RunDirectory(tmp_path, config).at_work({}, {}), pytest.raises(RunError, match="is at work in"):
+        run_experiment(config, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.json"}
 
 
 def test_a_changed_key_is_named_and_nothing_is_touched(tiny_toml: Path, finished: Path) -> None:

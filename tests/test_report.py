@@ -16,7 +16,7 @@ from simfarm.evaluation.length_control import length_controlled
 from simfarm.evaluation.winrate import paired_differences, win_rates
 from simfarm.overoptimization.best_of_n import best_of_n_curve
 from simfarm.report import findings
-from simfarm.report.contents import differences, methods
+from simfarm.report.contents import differences, methods, provenance
 from simfarm.report.data import RunData
 from simfarm.report.examples import BUDGET, LONGEST, examples, script_json, thin
 from simfarm.report.html import fill, write_report
@@ -203,6 +203,16 @@ def test_a_full_run_has_everything(full: Path) -> None:
     assert numbers.loc["ppo", "training min"] == 1.0
 
 
+def test_prices_are_those_the_run_recorded(tmp_path: Path) -> None:
+    folder = build(tmp_path, extras=False)
+    assert ["unit prices", "not recorded by the version that began the run"] in provenance(RunData(folder)).rows
+    record = json.loads((folder / "config.json").read_text("utf-8"))
+    record["prices"] = {"openai/m": "unknown", "pool p": "free (this machine)"}
+    (folder / "config.json").write_text(json.dumps(record), "utf-8")
+    shown = [row for row in provenance(RunData(folder)).rows if "price" in str(row[0])]
+    assert shown == [["price of openai/m", "unknown"], ["price of pool p", "free (this machine)"]]
+
+
 def test_a_page_loads_nothing_and_runs_its_own_script_only(full: Path, hostile: Path) -> None:
     for folder in (full, hostile):
         text = (folder / "report.html").read_text("utf-8")
@@ -315,7 +325,7 @@ def test_planted_over_optimization_is_found_and_its_absence_is_not_claimed(tmp_p
     assert rising is not None
     assert rising.n_peak == rising.n_max == 16
     assert rising.gain.ci_low > 0
-    assert "no over-optimization as far as this run went" in findings.over_optimization(rising)
+    assert "no over-optimization is seen as far as this run went" in findings.over_optimization(rising)
     noise = optimum(write_samples(tmp_path / "noise", reward, np.random.default_rng(2).uniform(size=(200, 16))))
     assert noise is not None
     assert not noise.over_optimizes

@@ -11,12 +11,14 @@ import pandas as pd
 from simfarm.annotators.base import Presentation
 from simfarm.annotators.pool import Plan, Pool
 from simfarm.annotators.prompted import AsksModels, PromptedAnnotator
+from simfarm.llm.backend import Endpoint
 from simfarm.llm.client import CHUNK, Usage
-from simfarm.llm.prices import Prices, cost_at_most, tokens_at_most
+from simfarm.llm.prices import FREE, Prices, cost_at_most, tokens_at_most
 from simfarm.llm.request import Request
 from simfarm.llm.store import Store
 from simfarm.records import Comparison, Verdict
 
+FREE_HERE = "free (this machine)"
 SAMPLE = Presentation(
     Comparison(
         "Explain to a new colleague how our shared calendar works and what to do when two meetings collide.",
@@ -145,6 +147,36 @@ def spent(usage: Usage) -> str:
     if not usage.unpriced:
         return known
     return f"{known}, more at an unknown price" if usage.spent else "unknown price"
+
+
+def unit_prices(pool: Pool, prices: Prices) -> dict[str, str]:
+    """Say what the models of a pool cost, as its report shows it.
+
+    Returns:
+        By model (with its server, where that is not the provider's own): US dollars per million tokens in and out and
+        the date of the price, "free (this machine)", "free (own server)" or "unknown". Members that ask no model stand
+        under the pool's name.
+    """
+    found = {}
+    for member in pool.config.members:
+        annotator = pool.annotators[member.name]
+        if isinstance(annotator, PromptedAnnotator):
+            endpoint = annotator.endpoint
+            name = endpoint.model if endpoint.server is None else f"{endpoint.model} at {endpoint.server}"
+            found[name] = _unit_price(endpoint, prices)
+        else:
+            found[f"pool {pool.name}"] = FREE_HERE
+    return found
+
+
+def _unit_price(endpoint: Endpoint, prices: Prices) -> str:
+    price = prices.of(endpoint)
+    if price is None:
+        return "unknown"
+    if price is FREE:
+        return FREE_HERE if endpoint.in_process else "free (own server)"
+    date = f", price of {price.date}" if price.date else ""
+    return f"US$ {price.input:g} in, {price.output:g} out per million tokens{date}"
 
 
 def summary(labels: pd.DataFrame) -> pd.DataFrame:

@@ -42,7 +42,7 @@ def evaluate(
     from simfarm.errors import DataError
     from simfarm.evaluation.length_control import length_controlled
     from simfarm.evaluation.winrate import paired_differences, win_rates
-    from simfarm.progress import track
+    from simfarm.experiments.judging import annotate
 
     reference = tables.read_outputs(baseline)
     name = str(reference["generator"].iloc[0])
@@ -54,8 +54,7 @@ def evaluate(
             pairs.append(tables.head_to_head(rows, reference))
     table = pd.concat(pairs, ignore_index=True)
     pool = load_pool(pool_name, models=parse_models(models))
-    with track(f"judging with {pool.name}", len(table) * 2 * replicates, "judgments") as advance:
-        judged = pool.annotate(table, seed=seed, orders="both", replicates=replicates, progress=advance)
+    judged = annotate(pool, table, f"judging with {pool.name}", seed=seed, orders="both", replicates=replicates)
     if out is not None:
         tables.write_table(judged, out)
     found = {"win_rates": win_rates(judged, baseline=name)}

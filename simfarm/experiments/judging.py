@@ -58,7 +58,7 @@ def output_rewards(run: Run) -> None:
 
 
 def annotate(pool: Pool, pairs: pd.DataFrame, title: str, **draws: Any) -> pd.DataFrame:
-    """Label pairs; where language models are asked, show how far that is and what it has cost.
+    """Label pairs, and show how far that is and, where language models are asked, what it has cost.
 
     Args:
         pool: Who judges.
@@ -66,10 +66,9 @@ def annotate(pool: Pool, pairs: pd.DataFrame, title: str, **draws: Any) -> pd.Da
         title: What is being done.
         **draws: Of `Pool.plan`.
     """
-    if pool.offline:
-        return pool.annotate(pairs, **draws)
-    client, total = Client(open_store()), costs.judgments(pool.plan(pairs, **draws))
-    with track(title, total, "judgments", note=lambda: costs.spent(client.usage)) as advance:
+    client = None if pool.offline else Client(open_store())
+    note = None if client is None else lambda: costs.spent(client.usage)
+    with track(title, costs.judgments(pool.plan(pairs, **draws)), "judgments", note=note) as advance:
         return pool.annotate(pairs, client=client, progress=advance, **draws)
 
 

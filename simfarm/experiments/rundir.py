@@ -1,7 +1,8 @@
 """The run directory: it holds all of a run, resumes what was interrupted, and refuses what is not its own.
 
-    config.json       the resolved config and the hashes of what it names; runs again as it is
+    config.json       the resolved config, the hashes of what it names, unit prices; runs again as it is
     stages.json       which stages are done, and their seconds
+    .lock             locked by the process that is at work here
     …                 what the stages write: see docs/architecture.md
 
 A stage's files appear whole (written beside, then renamed); it counts as done when stages.json says so.
@@ -11,18 +12,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from simfarm import __version__, tables
 from simfarm.errors import RunError
 from simfarm.experiments.config import flatten
+from simfarm.progress import say
 
-CONFIG, STAGES = "config.json", "stages.json"
+CONFIG, STAGES, LOCK = "config.json", "stages.json", ".lock"
 
 
 class RunDirectory:
@@ -34,38 +38,81 @@ class RunDirectory:
         Raises:
             RunError: It holds something else, or a run of another config, or cannot be written.
         """
-        self.path = path
-        self.stages: dict[str, float] = {}
+        self.path, self.config = path, config
         try:
             path.mkdir(parents=True, exist_ok=True)
             if (path / CONFIG).is_file():
-                self._check_same(config)
-                self.stages = self._read(STAGES) if (path / STAGES).is_file() else {}
-            elif any(path.iterdir()):
-                some = ", ".join(sorted(p.name for p in path.iterdir())[:3])
+                self._check_same()
+            elif others := sorted(p.name for p in path.iterdir() if p.name != LOCK):
+                some = ", ".join(others[:3])
                 raise RunError(
                     f"{path} is not empty and holds no run of simfarm ({some} …). Nothing was changed. Give an empty "
                     "or new directory with --out."
                 )
             elif not os.access(path, os.W_OK):
                 raise PermissionError(13, "no permission to write")
-            self._record = self._read(CONFIG) if (path / CONFIG).is_file() else {}
+            self._load()
         except OSError as error:
             raise RunError(
                 f"The run directory {path} cannot be used: {error.strerror or error}. Give another with --out."
             ) from error
-        self.config = config
 
-    def start(self, inputs: dict[str, str]) -> None:
-        """Write config.json, or check that what the config names is still what the run began with.
+    def _load(self) -> None:
+        self._record, self.stages = (
+            self._read(name) if (self.path / name).is_file() else {} for name in (CONFIG, STAGES)
+        )
+
+    @contextmanager
+    def at_work(self, inputs: Mapping[str, str], prices: Mapping[str, str]) -> Iterator[None]:
+        """Keep other processes out while stages are done; the end of the process, however it comes, lets them in.
+
+        Writes config.json, or checks that what the config names is still what the run began with.
 
         Args:
             inputs: Hashes of the things named: pools, instructions, model.
+            prices: Unit prices of the models that are asked, in words; those of the run's beginning are kept.
 
         Raises:
-            RunError: One of them has changed since.
+            RunError: Another process is at work here, or what is named has changed since, or nothing can be written.
         """
-        fresh = {"simfarm": __version__, "config": self.config.model_dump(mode="json"), "inputs": inputs}
+        try:
+            lock = (self.path / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"The run directory {self.path} cannot be written: {error.strerror}. Mend its permissions, or give "
+                "another with --out."
+            ) from error
+        with lock:
+            self._take(lock)
+            # another process may have worked here since the directory was opened
+            if (self.path / CONFIG).is_file():
+                self._check_same()
+            self._load()
+            self._begin(inputs, prices)
+            yield
+
+    def _take(self, file: TextIO) -> None:
+        if sys.platform == "win32":
+            return  # it has no locks of this kind
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(
+                f"Another process ({file.read().strip() or 'just started'}) is at work in {self.path}. Wait until it "
+                "ends, or end it, then give the same command again; or give another directory with --out."
+            ) from None
+        except OSError as error:
+            say(f"{self.path}: this file system keeps no locks ({error.strerror}); let one process work here at a time")
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+
+    def _begin(self, inputs: Mapping[str, str], prices: Mapping[str, str]) -> None:
+        config = self.config.model_dump(mode="json")
+        fresh = {"simfarm": __version__, "config": config, "inputs": dict(inputs), "prices": dict(prices)}
         if not self._record:
             self.write_json(CONFIG, fresh)
             self._record = fresh
@@ -77,9 +124,13 @@ class RunDirectory:
                 "mixed. Start a new run with another --out, or put the old content back."
             )
 
-    def _check_same(self, config: BaseModel) -> None:
-        old = dict(flatten(self._read(CONFIG).get("config", {})))
-        new = dict(flatten(config.model_dump(mode="json")))
+    def _check_same(self) -> None:
+        recorded = self._read(CONFIG).get("config", {})
+        # keys and values that are no more do not validate: they are among what is named below
+        with suppress(ValidationError):
+            # a key that is younger than the run counts as its default
+            recorded = type(self.config).model_validate(recorded).model_dump(mode="json")
+        old, new = dict(flatten(recorded)), dict(flatten(self.config.model_dump(mode="json")))
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if changed:
             shown = "; ".join(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in changed[:5])

@@ -23,6 +23,7 @@ from simfarm.experiments.stages import (
     check_extras,
     inputs_of,
     instructions_named,
+    prices_of,
     stages_of,
 )
 from simfarm.progress import say
@@ -36,31 +37,33 @@ def run_experiment(config: ExperimentConfig, out: Path) -> RunDirectory:
         out: The run directory; an interrupted run of the same config goes on, a finished one is only opened.
 
     Raises:
-        RunError: The directory holds something else, or a run of another config, or cannot be written.
+        RunError: The directory holds something else, or a run of another config, or another process is at work in it,
+            or it cannot be written.
         SimfarmError: A stage cannot be done; what was done stays, and the same command goes on from there.
     """
     directory = RunDirectory(out, config)
-    owed = [stage for stage in stages_of(config) if not directory.is_done(stage)]
-    if not owed:
+    stages = stages_of(config)
+    if all(map(directory.is_done, stages)):
         return directory
     check_extras()
     run = Run(config, directory)
-    if "evaluation" in owed:
+    if not directory.is_done("evaluation"):
         _check_files(run)
-    directory.start(inputs_of(config))
-    say(f"{config.name}: {len(owed)} of {len(stages_of(config))} stages to do, in {out}")
-    for stage in owed:
-        say(f"[{stages_of(config).index(stage) + 1}/{len(stages_of(config))}] {stage.replace('_', ' ')}")
-        start = time.monotonic()
-        try:
-            STAGES[stage](run)
-        except OSError as error:
-            raise RunError(
-                f"Stage {stage} cannot write to {out}: {error}. Make room or mend the permissions, then give the same "
-                "command again: what is done is kept."
-            ) from error
-        directory.mark_done(stage, time.monotonic() - start)
-        say(f"  done in {time.monotonic() - start:.0f} s")
+    with directory.at_work(inputs_of(config), prices_of(config)):
+        owed = [stage for stage in stages if not directory.is_done(stage)]
+        say(f"{config.name}: {len(owed)} of {len(stages)} stages to do, in {out}")
+        for stage in owed:
+            say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.replace('_', ' ')}")
+            start = time.monotonic()
+            try:
+                STAGES[stage](run)
+            except OSError as error:
+                raise RunError(
+                    f"Stage {stage} cannot write to {out}: {error}. Make room or mend the permissions, then give the "
+                    "same command again: what is done is kept."
+                ) from error
+            directory.mark_done(stage, time.monotonic() - start)
+            say(f"  done in {time.monotonic() - start:.0f} s")
     return directory
 
 

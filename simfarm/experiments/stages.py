@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from simfarm import draws, tables
+from simfarm.annotators import costs
 from simfarm.annotators.pool import load_pool
 from simfarm.errors import DataError, require
 from simfarm.evalsets import load_human_ranking, load_instructions, set_names
@@ -25,6 +26,7 @@ from simfarm.experiments.config import ExperimentConfig
 from simfarm.experiments.judging import BASELINE, annotate, judgements, output_rewards
 from simfarm.experiments.looks import training_gold
 from simfarm.experiments.rundir import RunDirectory
+from simfarm.llm.prices import load_prices
 from simfarm.overoptimization.best_of_n import best_of_n_curve
 from simfarm.progress import track
 from simfarm.records import probability_from_preference
@@ -438,6 +440,14 @@ def inputs_of(config: ExperimentConfig) -> dict[str, str]:
         found[f"outputs {generator}"] = draws.digest(*map(list, own.itertuples(index=False))).hex()
     if ranking := config.evaluation.human_ranking:
         found[f"human ranking {ranking}"] = draws.digest(load_human_ranking(ranking).to_json()).hex()
+    return found
+
+
+def prices_of(config: ExperimentConfig) -> dict[str, str]:
+    """Return what the models that judge cost, in words, by model; a pool that asks no model stands by its own name."""
+    prices, found = load_prices(), dict[str, str]()
+    for name in (config.annotation.pool, config.evaluation.pool):
+        found |= costs.unit_prices(load_pool(name), prices)
     return found
 
 

@@ -195,11 +195,20 @@ def provenance(run: RunData) -> Table:
         *((f"hash of {name}", value) for name, value in run.record.get("inputs", {}).items()),
         ("money for labels", f"{_money(run, 'labels.parquet')} for training, "
                              f"{_money(run, 'evaluation/labels.parquet')} for evaluation{_judge_money(run)}"),
+        *_prices(run),
         ("report written with", f"Python {platform.python_version()}, {', '.join(_versions())}"),
         ("report written on", f"{platform.system()} {platform.machine()}"),
     ]  # fmt: skip
     caption = "Where the numbers come from."
     return Table(caption, [Column("what"), Column("value")], [[key, str(value)] for key, value in texts])
+
+
+def _prices(run: RunData) -> list[tuple[str, str]]:
+    """Return the unit prices that the run recorded when it began."""
+    prices = run.record.get("prices")
+    if prices is None:
+        return [("unit prices", "not recorded by the version that began the run")]
+    return [(f"price of {name}", str(price)) for name, price in prices.items()]
 
 
 def _versions() -> list[str]:

@@ -138,7 +138,7 @@ def over_optimization(found: Optimum | None) -> str:
         f"{found.gain.ci_high:.1f})."
     )
     if found.n_peak == found.n_max:
-        return f"{gain} Gold is highest at the largest n: no over-optimization as far as this run went."
+        return f"{gain} Gold is highest at the largest n: no over-optimization is seen as far as this run went."
     if found.over_optimizes:
         return (
             f"{gain} Gold peaks at n = {found.n_peak} and falls by {-found.fall.value:.1f} points to n = {found.n_max} "

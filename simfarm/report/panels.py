@@ -80,8 +80,8 @@ def goodhart(run: RunData) -> Plot | None:
     axes[0, 0].set_yticks(range(len(table)), list(table["generator"]))
     axes[0, 0].set_ylim(len(table) - 0.4, -0.6)
     caption = (
-        "Right of the dashed line, the baseline, in proxy but not in gold: what the method gained is the reward "
-        "model's error. Judge: the annotators of the training labels, with their noise; gold: the pool without noise. "
+        "Right of the dashed line, the baseline, in proxy but not in gold: the reward model sees a gain that gold does "
+        "not show. Judge: the annotators of the training labels, with their noise; gold: the pool without noise. "
         f"Diversity: in the first {FIRST_WORDS} words of the responses. Lines: 95 % intervals, clustered by "
         "instruction; open marks: the interval includes the baseline's value."
     )

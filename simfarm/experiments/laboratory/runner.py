@@ -26,7 +26,8 @@ def run_laboratory(config: LaboratoryConfig, out: Path) -> RunDirectory:
         out: The run directory; an interrupted run of the same config goes on, a finished one is only opened.
 
     Raises:
-        RunError: The directory holds something else, or a run of another config, or cannot be written.
+        RunError: The directory holds something else, or a run of another config, or another process is at work in it,
+            or it cannot be written.
         MissingExtraError: PyTorch is not installed.
     """
     directory = RunDirectory(out, config)
@@ -34,7 +35,13 @@ def run_laboratory(config: LaboratoryConfig, out: Path) -> RunDirectory:
         return directory
     for module in ("torch", "transformers"):
         require(module, "local", "A laboratory")
-    directory.start({})
+    with directory.at_work({}, {}):
+        _work(config, directory)
+    return directory
+
+
+def _work(config: LaboratoryConfig, directory: RunDirectory) -> None:
+    out = directory.path
     seeds = [seed for seed in range(config.seed, config.seed + config.seeds) if not directory.is_done(f"seed {seed}")]
     processes = min(config.processes or os.cpu_count() or 1, len(seeds))
     say(f"{config.name}: {len(seeds)} seeds to do, {processes} at a time, {len(config.arms())} arms each, in {out}")
@@ -63,7 +70,6 @@ def run_laboratory(config: LaboratoryConfig, out: Path) -> RunDirectory:
     start = time.monotonic()
     write_results(config, directory)
     directory.mark_done("report", time.monotonic() - start)
-    return directory
 
 
 def write_results(config: LaboratoryConfig, directory: RunDirectory) -> None:
