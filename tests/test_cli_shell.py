@@ -110,6 +110,20 @@ def test_quiet_and_plain_choose_how_progress_is_shown(
     assert progress._mode == "plain" and os.environ.pop("NO_COLOR") == "1"
 
 
+def test_a_bar_shows_the_note_of_the_last_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    said = ["$0.00 spent"]
+    with progress.track("annotate", 24_000, "judgments", note=lambda: said[-1]) as advance:
+        said.append("$1.25 spent")
+        advance(12_000)
+    shown = capsys.readouterr().err
+    assert "12000/24000" in shown and "$1.25 spent" in shown
+
+
 def test_results_as_json_hold_no_nan(tmp_path: Path) -> None:
     found = results(build(tmp_path, rates={"ppo": 1.0}, n=1, extras=False))
     again = json.loads(json.dumps(found, allow_nan=False))

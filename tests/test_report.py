@@ -284,7 +284,10 @@ def test_the_headline_claims_only_what_intervals_bear(tmp_path: Path) -> None:
     assert re.match(r"On 40 instructions, up \(90.0 % preferred, 95 % interval .*\) beats the baseline; low \(", text)
     assert "loses to the baseline. Not told apart from the baseline: mid; its interval includes 50 %." in text
     text = findings.headline(RunData(build(tmp_path / "b", rates={"x": 0.5, "y": 0.55}, extras=False)))
-    assert "no method is told apart from the baseline" in text
+    assert "no method is told apart from the baseline: every interval includes 50 %. The highest is y with" in text
+    # of one instruction there is no interval that could include anything
+    text = findings.headline(RunData(build(tmp_path / "c", rates={"x": 1.0, "y": 0.0}, extras=False, n=1)))
+    assert "no method is told apart from the baseline. The highest is x with" in text
 
 
 def test_a_lead_that_is_one_of_length_is_named(tmp_path: Path) -> None:

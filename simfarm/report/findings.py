@@ -49,7 +49,8 @@ def headline(run: RunData) -> str:
         text = f"On {n} instructions, {'; '.join(parts)}."
         if len(undecided):
             whose = "its interval includes" if len(undecided) == 1 else "their intervals include"
-            text += f" Not told apart from the baseline: {names(list(undecided['generator']))}; {whose} 50 %."
+            why = f"; {whose} 50 %" if np.isfinite(undecided["ci_low"]).all() else ""
+            text += f" Not told apart from the baseline: {names(list(undecided['generator']))}{why}."
         return text
     if len(undecided) == 1:
         row = undecided.iloc[0]
@@ -58,9 +59,10 @@ def headline(run: RunData) -> str:
             f"{row['win_rate']:.1f} % preferred, {interval(row)}."
         )
     best = run.win_rates.iloc[0]
+    why = ": every interval includes 50 %" if np.isfinite(undecided["ci_low"]).all() else ""
     return (
-        f"On {n} instructions, no method is told apart from the baseline: every interval includes 50 %. The highest "
-        f"is {best['generator']} with {best['win_rate']:.1f} % preferred ({interval(best)})."
+        f"On {n} instructions, no method is told apart from the baseline{why}. The highest is "
+        f"{best['generator']} with {best['win_rate']:.1f} % preferred ({interval(best)})."
     )
 
 
