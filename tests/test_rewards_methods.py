@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from simfarm.methods.expert_iteration import expert_iteration
 from simfarm.methods.sft import fine_tune
 from simfarm.policies.optimise import cosine_with_warmup, linear_with_warmup
 from simfarm.policies.split import SplitModel
-from simfarm.policies.training import Setup
+from simfarm.policies.training import METRICS, Setup
 from simfarm.policies.transformers import Response
 from simfarm.rewards.config import RewardConfig
-from simfarm.rewards.ensemble import resample, train_ensemble
+from simfarm.rewards.ensemble import RewardEnsemble, resample, train_ensemble
 from simfarm.rewards.losses import pairwise_loss, plackett_luce_loss
 from simfarm.rewards.model import RewardModel
 from simfarm.rewards.train import (
@@ -284,3 +285,41 @@ def test_members_start_and_draw_apart() -> None:
     alone = train_reward_model(split, pairs, probe, seed=0)
     assert torch.equal(apart[0].score.weight, alone.score.weight)
     assert not torch.allclose(apart[0].score.weight, apart[1].score.weight, rtol=1e-3)
+
+
+def test_an_interrupted_reward_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    split, pairs, _ = planted(60)
+    config = RewardConfig(epochs=2, batch_size=8, learning_rate=2e-3, head="probe", pooling="mean")
+    done = 0
+
+    def stop(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if done == 10:
+            raise KeyboardInterrupt
+
+    def ensemble(setup: Setup) -> RewardEnsemble:
+        return train_ensemble(split, pairs, config, members=2, seed=0, setup=setup)
+
+    whole = ensemble(Setup(folder=tmp_path / "whole"))
+    cut = Setup(folder=tmp_path / "cut", checkpoint_every=3, progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        ensemble(cut)
+    assert not (tmp_path / "cut/member-1").exists()
+    done = 10
+    resumed = ensemble(cut)
+    for a, b in zip(whole.members, resumed.members, strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    for i in range(2):
+        name = f"member-{i}/{METRICS}"
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_rows_with_gradients_at_once_do_not_change_what_a_reward_model_learns() -> None:
+    split, pairs, _ = planted(24)
+    prompts = [split.policy.render(f"say {'abcdef'[i % 6]}") for i in range(24)]
+    spread = Pairs(prompts, pairs.outputs_1, pairs.outputs_2, pairs.p_first)
+    config = RewardConfig(batch_size=12, learning_rate=1e-3)
+    models = [train_reward_model(split, spread, config, seed=0, setup=Setup(micro_batch=n)) for n in (1, 16)]
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.allclose(p, q, atol=1e-4)

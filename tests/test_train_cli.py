@@ -21,6 +21,7 @@ from simfarm.experiments.runner import plan, run_experiment
 from simfarm.experiments.stages import STAGES, Run
 from simfarm.methods.registry import BUILTIN
 from simfarm.policies.split import SplitModel
+from simfarm.policies.training import Trainer
 from simfarm.policies.transformers import TransformersPolicy
 from simfarm.rewards.ensemble import RewardEnsemble, combine, load_reward
 
@@ -179,6 +180,28 @@ def test_rules_of_ensembles_by_hand() -> None:
     assert combine(2 * rewards, "lcb", 0.5) == pytest.approx([4 - 0.5 * 2, 4.0])
     with pytest.raises(ConfigError, match="one member or more"):
         RewardEnsemble([])
+
+
+def test_a_killed_reward_training_ends_as_an_uninterrupted_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--set", "epochs=3", "--set", "learning_rate=2e-3", "--checkpoint-every", "2")
+    record = Trainer.record
+
+    def cut(self: Trainer, row: dict[str, float]) -> None:
+        record(self, row)
+        if len(self.history) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(Trainer, "record", cut)
+        train(home, "reward", "labels.json", "cut", *options)
+    assert (home / "cut/checkpoint.pt").is_file() and not (home / "cut/reward.safetensors").exists()
+    train(home, "reward", "labels.json", "cut", *options)
+    assert not (home / "cut/checkpoint.pt").exists()
+    for name in ("reward.safetensors", "model.safetensors"):
+        assert (home / "cut" / name).read_bytes() == (home / "reward" / name).read_bytes()
+    assert len((home / "cut/metrics.jsonl").read_text().splitlines()) > 5
+    with pytest.raises(ConfigError, match="--watch and --max-kl look at a policy"):
+        train(home, "reward", "labels.json", "watched", "--max-kl", "3")
 
 
 def test_the_same_command_goes_on_and_another_is_refused(home: Path) -> None:

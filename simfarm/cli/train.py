@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from simfarm.methods.registry import Task
     from simfarm.policies.split import SplitModel
-    from simfarm.policies.training import Watch
+    from simfarm.policies.training import Setup, Watch
 
 REWARD, BEST_OF_N = "reward", "best_of_n"
 RECORD = "train.json"
@@ -118,6 +119,8 @@ def train(
     values = parse_settings(settings)
     if gold is not None and watch is None:
         raise ConfigError("--gold compares the answers to watched instructions: give --watch too.")
+    if method == REWARD and (watch is not None or max_kl is not None):
+        raise ConfigError("--watch and --max-kl look at a policy's answers; a reward model gives none.")
     if judge is not None and (method != BEST_OF_N or reward is not None):
         raise ConfigError("--judge chooses among responses of best_of_n, in place of --reward; other methods learn.")
     record = {"method": method, "data": data, "policy": model, "layers": layers, "settings": values, "seed": seed}
@@ -128,6 +131,8 @@ def train(
         record |= {"reward": str(reward)}
     if judge is not None:
         record |= {"judge": judge}
+    if members > 1:
+        record |= {"members": members, "bootstrap": bootstrap}
     workers.join()
     if chosen is None and workers.count() > 1:
         raise ConfigError(f"{method} runs in one process: start it without accelerate or torchrun.")
@@ -153,7 +158,9 @@ def train(
         tracker=open_tracker(tracker, out, record) if tracker and workers.rank() == 0 else None,
     )
     if method == REWARD:
-        _reward(split, table, values, out, members, combine, penalty, bootstrap, seed)
+        _reward(split, table, values, setup, out, members, combine, penalty, bootstrap, seed)
+        if setup.tracker is not None:
+            setup.tracker.finish()
         return
     task = Task(
         split, table, None if reward is None else load_reward(split, reward), values, seed, max_new_tokens, setup
@@ -296,6 +303,7 @@ def _reward(
     split: SplitModel,
     table: pd.DataFrame,
     values: dict[str, Any],
+    setup: Setup,
     out: Path,
     members: int,
     rule: Any,
@@ -308,10 +316,11 @@ def _reward(
 
     from simfarm import draws
     from simfarm.config_errors import explain
+    from simfarm.policies.training import CHECKPOINT
     from simfarm.progress import track
     from simfarm.records import probability_from_preference
     from simfarm.rewards.config import RewardConfig
-    from simfarm.rewards.ensemble import train_ensemble
+    from simfarm.rewards.ensemble import member_folder, train_ensemble
     from simfarm.rewards.export import export
     from simfarm.rewards.train import Pairs, accuracy, reliability
     from simfarm.tables import check_labels, write_table
@@ -336,7 +345,7 @@ def _reward(
     with track("training the reward", len(train_part.prompts) * config.epochs * members, "pairs") as advance:
         ensemble = train_ensemble(
             split, train_part, config, members=members, rule=rule, penalty=penalty, bootstrap=bootstrap, seed=seed,
-            progress=advance,
+            setup=replace(setup, show=False), progress=advance,
         )  # fmt: skip
     model = ensemble if members > 1 else ensemble.members[0]
     model.save(out)
@@ -348,6 +357,8 @@ def _reward(
         facts["test_accuracy"] = accuracy(r1, r2, 2 - test_part.p_first)
         write_table(reliability(r1, r2, 2 - test_part.p_first, test_part.prompts), out / "calibration.csv")
     (out / "accuracy.json").write_text(json.dumps(facts, indent=1), "utf-8")
+    for checkpoint in [out / CHECKPOINT, *(out / member_folder(i) / CHECKPOINT for i in range(members))]:
+        checkpoint.unlink(missing_ok=True)
     share = f"{facts['test_accuracy']:.1%} of" if "test_accuracy" in facts else "no decided label among"
     click.echo(f"The reward is in {out}; it agrees with {share} {len(test_part.prompts)} labels it has not seen.")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from simfarm import draws
 from simfarm.errors import ConfigError, ModelError
 from simfarm.policies.split import SplitModel, Top
+from simfarm.policies.training import PLAIN, Setup
 from simfarm.progress import Progress, no_progress
 from simfarm.rewards.config import RewardConfig
 from simfarm.rewards.model import RewardModel, Text
@@ -32,6 +33,11 @@ from simfarm.rewards.train import Pairs, train_reward_model
 
 Rule = Literal["mean", "wco", "uwo", "lcb"]
 FILE = "ensemble.json"
+
+
+def member_folder(i: int) -> str:
+    """Return the name of the folder of member i in the ensemble's."""
+    return f"member-{i}"
 
 
 def combine(rewards: NDArray[np.float64], rule: Rule, penalty: float) -> NDArray[np.float64]:
@@ -97,7 +103,7 @@ class RewardEnsemble:
     def save(self, folder: Path) -> None:
         """Save every member in a folder of its own, and how they are put together."""
         for i, member in enumerate(self.members):
-            member.save(folder / f"member-{i}")
+            member.save(folder / member_folder(i))
         facts = {"members": len(self.members), "rule": self.rule, "penalty": self.penalty}
         (folder / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
 
@@ -112,6 +118,7 @@ def train_ensemble(
     penalty: float = 0.5,
     bootstrap: bool = False,
     seed: int,
+    setup: Setup = PLAIN,
     progress: Progress = no_progress,
 ) -> RewardEnsemble:
     """Train the members of an ensemble, each centred on the labelled responses.
@@ -125,10 +132,13 @@ def train_ensemble(
         penalty: λ of the rule.
         bootstrap: Train each member but the first on as many prompts drawn with replacement, each with all its labels.
         seed: Of the orders of the labels, of heads drawn at random and of the prompts drawn.
+        setup: How to run; several members keep their checkpoints in folders of their own, and the tracker is told of
+            the first.
         progress: Called with the number of pairs seen, epoch by epoch and member by member.
 
     Raises:
         DataError: The labels teach nothing; see `train_reward_model`.
+        RunError: A checkpoint is damaged or another's.
     """
     prompts, responses = [*pairs.prompts] * 2, [*pairs.outputs_1, *pairs.outputs_2]
     trained = []
@@ -136,7 +146,9 @@ def train_ensemble(
         # the first member is what one reward model alone would be
         own = draws.seed_for(seed, "ensemble member", i) if i else seed
         some = resample(pairs, own) if bootstrap and i else pairs
-        model = train_reward_model(split, some, config, seed=own, progress=progress)
+        folder = setup.folder / member_folder(i) if setup.folder is not None and members > 1 else setup.folder
+        alone = replace(setup, folder=folder, tracker=None if i else setup.tracker)
+        model = train_reward_model(split, some, config, seed=own, setup=alone, progress=progress)
         # members are compared, so each must have its zero at the same place
         model.offset += float(model.rewards(prompts, responses).mean())
         trained.append(model)
@@ -165,7 +177,7 @@ def load_reward(split: SplitModel, folder: Path) -> RewardModel | RewardEnsemble
         return RewardModel.load(split, folder)
     try:
         facts = json.loads((folder / FILE).read_text("utf-8"))
-        members = [RewardModel.load(split, folder / f"member-{i}") for i in range(facts["members"])]
+        members = [RewardModel.load(split, folder / member_folder(i)) for i in range(facts["members"])]
         return RewardEnsemble(members, facts["rule"], facts["penalty"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / FILE} cannot be read: {error}") from error
@@ -177,7 +189,7 @@ def base_of(folder: Path) -> tuple[str, int]:
     Raises:
         ModelError: There is no reward model in the folder.
     """
-    facts = next((f for f in (folder / "reward.json", folder / "member-0" / "reward.json") if f.is_file()), None)
+    facts = next((f for f in (folder / "reward.json", folder / member_folder(0) / "reward.json") if f.is_file()), None)
     if facts is None:
         raise ModelError(f"{folder} holds no reward model. Make one: simfarm train reward --data LABELS --out {folder}")
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from simfarm import draws
-from simfarm.errors import ConfigError, DataError, TrainingError
+from simfarm.errors import ConfigError, DataError
 from simfarm.evaluation.clustering import clustered_mean, codes
 from simfarm.policies.optimise import Log, cosine_with_warmup
 from simfarm.policies.split import SplitModel
+from simfarm.policies.training import PLAIN, Setup, Trainer
 from simfarm.policies.transformers import length_sorted_batches
 from simfarm.progress import Progress, no_progress
 from simfarm.rewards.config import RewardConfig
@@ -40,6 +41,7 @@ def train_reward_model(
     config: RewardConfig,
     *,
     seed: int,
+    setup: Setup = PLAIN,
     log: Log = lambda row: None,
     progress: Progress = no_progress,
 ) -> RewardModel:
@@ -52,12 +54,14 @@ def train_reward_model(
         pairs: Labels without missing ones.
         config: Hyper-parameters.
         seed: Of the order of the pairs.
+        setup: How to run; its micro-batch counts prompts, each with all its labels in the batch.
         log: Called after each optimiser step with loss, accuracy on the batch and learning rate.
         progress: Called with the number of pairs seen, epoch by epoch.
 
     Raises:
         DataError: There are no pairs, a label is missing, or all labels name the same side as better.
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite, or memory ran out.
+        RunError: The checkpoint in the folder is damaged or another's.
     """
     p_first = np.asarray(pairs.p_first, dtype=float)
     if not len(p_first) or not np.isfinite(p_first).all():
@@ -90,14 +94,14 @@ def train_reward_model(
     if config.head == "random":
         _draw_head(model, seed)
 
-    def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, float]:
+    def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, list[bool]]:
         target = torch.tensor(p_first[rows], dtype=torch.float32, device=model.offset.device)
         r1, r2 = (rewards([side[i] for i in rows]) for side in sides)
-        right = ((r1 > r2) == (target > 0.5)).float()[target != 0.5].mean()
-        return pairwise_loss(r1, r2, target, margin=config.margin, flip=config.flip), right.item()
+        right = ((r1 > r2) == (target > 0.5))[target != 0.5]
+        return pairwise_loss(r1, r2, target, margin=config.margin, flip=config.flip), right.tolist()
 
     members = list(zip(*sides, strict=True))
-    _fit(model, texts, pairs.prompts, members, loss, config, seed=seed, log=log, progress=progress)
+    _fit(model, texts, pairs.prompts, members, loss, config, seed=seed, setup=setup, log=log, progress=progress)
     return model
 
 
@@ -115,6 +119,7 @@ def train_on_rankings(
     config: RewardConfig,
     *,
     seed: int,
+    setup: Setup = PLAIN,
     log: Log = lambda row: None,
     progress: Progress = no_progress,
 ) -> RewardModel:
@@ -125,6 +130,7 @@ def train_on_rankings(
         rankings: What is learned.
         config: Hyper-parameters; a batch counts rankings. `head`, `margin` and `flip` are of pairs only.
         seed: Of the order of the rankings.
+        setup: How to run; its micro-batch counts prompts, each with all its rankings in the batch.
         log: Called after each optimiser step with loss, accuracy (share of the batch's best responses with the highest
             reward) and learning rate.
         progress: Called with the number of rankings seen, epoch by epoch.
@@ -132,7 +138,8 @@ def train_on_rankings(
     Raises:
         DataError: There is no ranking, or one of fewer than two responses.
         ConfigError: The config asks for what is of pairs only.
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite, or memory ran out.
+        RunError: The checkpoint in the folder is damaged or another's.
     """
     short = [i for i, row in enumerate(rankings.responses) if len(row) < 2]
     if not rankings.prompts or short:
@@ -153,11 +160,11 @@ def train_on_rankings(
     if config.head == "random":
         _draw_head(model, seed)
 
-    def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, float]:
+    def loss(rows: list[int], rewards: Rewards) -> tuple[torch.Tensor, list[bool]]:
         ranked = [rewards(members[i]) for i in rows]
-        return plackett_luce_loss(ranked), float(np.mean([int(r.argmax()) == 0 for r in ranked]))
+        return plackett_luce_loss(ranked), [int(r.argmax()) == 0 for r in ranked]
 
-    _fit(model, texts, rankings.prompts, members, loss, config, seed=seed, log=log, progress=progress)
+    _fit(model, texts, rankings.prompts, members, loss, config, seed=seed, setup=setup, log=log, progress=progress)
     return model
 
 
@@ -176,37 +183,52 @@ def _fit(
     texts: Sequence[Text],
     prompts: Sequence[str],
     members: Sequence[Sequence[int]],
-    loss_of: Callable[[list[int], Rewards], tuple[torch.Tensor, float]],
+    loss_of: Callable[[list[int], Rewards], tuple[torch.Tensor, list[bool]]],
     config: RewardConfig,
     *,
     seed: int,
+    setup: Setup,
     log: Log,
     progress: Progress,
 ) -> None:
-    """Train on labels that each compare some texts; `loss_of` gives a batch's loss and accuracy."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    """Train on labels that each compare some texts; `loss_of` gives some labels' mean loss, and which it has right."""
     epochs = [prompt_batches(prompts, config.batch_size, seed, epoch) for epoch in range(config.epochs)]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, cosine_with_warmup(sum(map(len, epochs)), 0.03))
-    for rows in itertools.chain.from_iterable(epochs):
-        place = {t: k for k, t in enumerate(sorted({t for i in rows for t in members[i]}))}
-        computed = model([texts[t] for t in place])
+    batches = [batch for epoch in epochs for batch in epoch]
+    trainer = Trainer(
+        "reward",
+        config,
+        {"reward": model},
+        steps=len(batches),
+        learning_rate=config.learning_rate,
+        rate=cosine_with_warmup(len(batches), 0.03),
+        seed=seed,
+        setup=setup,
+        policy=lambda: model.split.policy,
+        reference=model.split.policy,
+        weight_decay=config.weight_decay,
+    )
+    seen = 0
+    for step in trainer.steps():
+        groups: dict[str, list[int]] = {}
+        for i in batches[step]:
+            groups.setdefault(prompts[i], []).append(i)
+        parts = list(groups.values())
 
-        def rewards(
-            some: Sequence[int], computed: torch.Tensor = computed, place: dict[int, int] = place
-        ) -> torch.Tensor:
-            return computed[[place[t] for t in some]]
+        def loss(some: list[int], parts: list[list[int]] = parts) -> tuple[torch.Tensor, Mapping[str, float]]:
+            rows = [i for part in some for i in parts[part]]
+            place = {t: k for k, t in enumerate(sorted({t for i in rows for t in members[i]}))}
+            computed = model([texts[t] for t in place])
+            mean, right = loss_of(rows, lambda ids: computed[[place[t] for t in ids]])
+            return mean * len(rows), {"right": float(sum(right)), "decided": float(len(right))}
 
-        loss, accuracy = loss_of(rows, rewards)
-        if not torch.isfinite(loss):
-            raise TrainingError("The reward model's loss is not finite. Lower reward.learning_rate.")
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        log({"loss": loss.item(), "accuracy": accuracy, "learning_rate": float(schedule.get_last_lr()[0])})
-        schedule.step()
-        progress(len(rows))
+        longest = [max(len(texts[t].states) for i in part for t in members[i]) for part in parts]
+        sums = trainer.update(range(len(parts)), longest, len(batches[step]), loss)
+        accuracy = sums["right"] / sums["decided"] if sums["decided"] else math.nan
+        trainer.record({"loss": sums["loss"], "accuracy": accuracy})
+        log({name: trainer.history[-1][name] for name in ("loss", "accuracy", "learning_rate")})
+        progress(sum(map(len, batches[seen : step + 1])))
+        seen = step + 1
+    progress(sum(map(len, batches[seen:])))
 
 
 def prompt_batches(prompts: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
