@@ -217,6 +217,19 @@ def test_training_a_top_leaves_the_policy_as_it_is(policy: TransformersPolicy) -
     assert changed.log_probabilities(["<u>q"], [[7]])[0] != pytest.approx(policy.log_probabilities(["<u>q"], [[7]])[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reference_shares_the_weights_of_the_model(tmp_path, dtype: str) -> None:
+    save_tiny(tmp_path / "model")
+    policy = TransformersPolicy.load(f"hf/{tmp_path}/model", device="cpu", dtype=dtype)
+    split = SplitModel(policy, 2)
+    (states,) = split.trunk_states([list(range(2, 10))], [[]])
+    reference = split.initial_top()
+    with torch.no_grad():
+        assert torch.equal(reference(states.unsqueeze(0)), split.new_top()(states.unsqueeze(0)))
+    own = {id(p) for p in policy.model.parameters()}
+    assert all(id(p) in own and not p.requires_grad for p in reference.parameters())
+
+
 def test_trainable_layers_must_be_there(policy: TransformersPolicy) -> None:
     with pytest.raises(ConfigError, match="give 1 to 3"):
         SplitModel(policy, 4)

@@ -94,7 +94,7 @@ def dpo(split: SplitModel, pairs: Preferences, config: DPOConfig, *, seed: int, 
         some = [states[i] for i in texts], [spans[i] for i in texts], [responses[i] for i in texts]
         return sequence_log_probabilities(split, top, *some, mean=config.loss == "ipo")
 
-    policy, reference = split.new_top(), split.new_top().requires_grad_(False)
+    policy, reference = split.new_top(), split.initial_top()
     with torch.no_grad():
         ref = torch.zeros(2 * n, device=device)
         for rows in length_sorted_batches([sum(spans[i]) for i in own], setup.micro_batch):

@@ -146,6 +146,11 @@ class SplitModel:
                 layer.training = True
         return Top(body, self.compute)
 
+    def initial_top(self) -> Top:
+        """Return the model's own last k layers and final norm, not to be trained: a reference takes no memory."""
+        base: Any = self.policy.model.base_model
+        return Top(_view(base, base.layers[-self.k :], base.norm), self.compute)
+
     def with_lora_rank(self, lora_rank: int | None) -> SplitModel:
         """Return the same model and cut, with tops of another kind."""
         twin = copy.copy(self)
