@@ -180,7 +180,9 @@ class SplitModel:
         probe = list(range(2, 10))
         (whole,) = hidden_states(self.policy.model.base_model, [probe], [[]], self.policy.pad_id)
         (trunk,) = self.trunk_states([probe], [[]])
-        parts, whole = self.new_top()(trunk.unsqueeze(0))[0].float(), whole.float()
+        # in the model's own dtype: a top adds up in float32, which over thirty layers in bfloat16 is another number
+        parts = self.initial_top().body(inputs_embeds=trunk.unsqueeze(0), use_cache=False).last_hidden_state[0].float()
+        whole = whole.float()
         gap = float((whole - parts).norm() / whole.norm())
         if not gap < 0.05:
             raise ModelError(
