@@ -18,7 +18,7 @@ from simfarm.cli.train import parse_settings
 from simfarm.errors import ConfigError, DataError, ModelError, RunError, UnknownNameError
 from simfarm.experiments.config import load_experiment
 from simfarm.experiments.runner import plan, run_experiment
-from simfarm.experiments.stages import STAGES, Run
+from simfarm.experiments.stages import BY_TASK, STAGES, Run
 from simfarm.methods.registry import BUILTIN
 from simfarm.policies.split import SplitModel
 from simfarm.policies.training import Trainer
@@ -295,7 +295,8 @@ def test_every_method_and_a_checkpoint_in_an_experiment(home: Path) -> None:
     config = load_experiment(str(home / "methods.toml"))
     planned = plan(config).set_index("stage")
     assert planned.loc["rloo", "count"] == 8 and planned.loc["outputs", "count"] == 7 * 8
-    run = run_experiment(config, home / "run").path
+    run = run_experiment(config, home / "run", track="tensorboard").path
+    assert {p.parent.name for p in run.rglob("tensorboard")} == {*config.methods} & {"ppo", *BY_TASK}
     rates = pd.read_csv(run / "evaluation/win_rates.csv")
     assert set(rates["generator"]) == {*config.methods, "mine"}
     marker = json.loads((run / "methods/binary_reward_conditioning/marker.json").read_text())

@@ -11,7 +11,7 @@ import pandas as pd
 
 from simfarm import tables
 from simfarm.annotators.pool import load_pool
-from simfarm.errors import RunError
+from simfarm.errors import RunError, require
 from simfarm.evalsets import load_human_ranking
 from simfarm.experiments.config import ExperimentConfig
 from simfarm.experiments.judging import BASELINE, verdicts_per_gold
@@ -29,14 +29,17 @@ from simfarm.experiments.stages import (
 from simfarm.progress import say
 
 
-def run_experiment(config: ExperimentConfig, out: Path) -> RunDirectory:
+def run_experiment(config: ExperimentConfig, out: Path, *, track: str | None = None) -> RunDirectory:
     """Run what is not yet done of an experiment.
 
     Args:
         config: What to run.
         out: The run directory; an interrupted run of the same config goes on, a finished one is only opened.
+        track: Where the metrics of trainings (but expert iteration's) go as well, one of `policies.trackers.TRACKERS`:
+            TensorBoard's files to methods/METHOD/tensorboard, the others' runs to project simfarm.
 
     Raises:
+        MissingExtraError: Something it needs is not installed.
         RunError: The directory holds something else, or a run of another config, or another process is at work in it,
             or it cannot be written.
         SimfarmError: A stage cannot be done; what was done stays, and the same command goes on from there.
@@ -46,7 +49,9 @@ def run_experiment(config: ExperimentConfig, out: Path) -> RunDirectory:
     if all(map(directory.is_done, stages)):
         return directory
     check_extras()
-    run = Run(config, directory)
+    if track is not None:
+        require(track, track, f"--track {track}")
+    run = Run(config, directory, track)
     if not directory.is_done("evaluation"):
         _check_files(run)
     with directory.at_work(inputs_of(config), prices_of(config)):

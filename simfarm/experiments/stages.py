@@ -6,7 +6,8 @@ interrupted: batches are fixed by the config, draws are hashes, and each stage b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from simfarm.records import probability_from_preference
 
 if TYPE_CHECKING:
     from simfarm.policies.split import SplitModel, Top
+    from simfarm.policies.trackers import Tracker
     from simfarm.policies.transformers import Response, TransformersPolicy
     from simfarm.rewards.model import RewardModel
 
@@ -57,6 +59,8 @@ class Run:
 
     config: ExperimentConfig
     dir: RunDirectory
+    track: str | None = None
+    """Where the metrics of trainings go as well: one of `policies.trackers.TRACKERS`."""
 
     def instructions(self, split: str) -> pd.DataFrame:
         """Return the instructions of a split of the experiment: id, instruction, input, category."""
@@ -85,6 +89,21 @@ class Run:
         from simfarm.rewards.model import RewardModel
 
         return RewardModel.load(self.split, self.dir / "reward")
+
+    @contextmanager
+    def tracker(self, method: str) -> Iterator[Tracker | None]:
+        """Open the tracker of a method's training, if there is to be one."""
+        from simfarm.policies.trackers import open_tracker
+
+        if self.track is None:
+            yield None
+            return
+        settings = getattr(self.config, method).model_dump()
+        tracker = open_tracker(self.track, self.dir / "methods" / method, settings)
+        try:
+            yield tracker
+        finally:
+            tracker.finish()
 
     def prompts(self, table: pd.DataFrame) -> list[str]:
         """Render the prompts of a table."""
@@ -257,7 +276,7 @@ def ppo(run: Run) -> None:
     p, folder, every = run.config.policy, run.dir / "methods/ppo", run.config.overoptimization.every
     watch = Watch(run.prompts(run.instructions("eval")), every, p.max_new_tokens) if every else None
     reward_model = run.reward
-    with track("PPO", run.config.ppo.steps, "steps") as advance:
+    with track("PPO", run.config.ppo.steps, "steps") as advance, run.tracker("ppo") as tracker:
         top, _ = method.ppo(
             run.split,
             run.prompts(run.instructions("unlabeled")),
@@ -266,7 +285,7 @@ def ppo(run: Run) -> None:
             max_new_tokens=p.max_new_tokens,
             seed=run.config.seed,
             value_top=reward_model.top,
-            setup=Setup(folder=folder, batch_size=p.batch_size, progress=advance, watch=watch),
+            setup=Setup(folder=folder, batch_size=p.batch_size, progress=advance, watch=watch, tracker=tracker),
         )
     save_tensors(top, folder / "policy.safetensors")
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -282,17 +301,18 @@ def by_task(method: str) -> Callable[[Run], None]:
 
         p, folder = run.config.policy, run.dir / "methods" / method
         on_labels = method in ("dpo", "binary_feedme", "binary_reward_conditioning")
-        trained = BUILTIN[method](
-            Task(
-                run.split,
-                _training_labels(run) if on_labels else run.instructions("unlabeled"),
-                None if on_labels else run.reward,
-                getattr(run.config, method).model_dump(),
-                run.config.seed,
-                p.max_new_tokens,
-                Setup(folder=folder, batch_size=p.batch_size, show=True),
+        with run.tracker(method) as tracker:
+            trained = BUILTIN[method](
+                Task(
+                    run.split,
+                    _training_labels(run) if on_labels else run.instructions("unlabeled"),
+                    None if on_labels else run.reward,
+                    getattr(run.config, method).model_dump(),
+                    run.config.seed,
+                    p.max_new_tokens,
+                    Setup(folder=folder, batch_size=p.batch_size, show=True, tracker=tracker),
+                )
             )
-        )
         save_tensors(trained.top, folder / "policy.safetensors")
         run.dir.write_json(f"methods/{method}/marker.json", trained.marker)
         (folder / CHECKPOINT).unlink(missing_ok=True)
