@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Rollout = Literal["transformers", "vllm"]
+"""Who draws the responses that a method learns from: the policy itself, or vLLM with its weights of the moment."""
+
 
 class SFTConfig(BaseModel):
     """How a policy is fine-tuned on responses."""
@@ -37,6 +40,8 @@ class ExpertIterationConfig(BaseModel):
     rounds: int = Field(1, ge=1)
     """How often: each round draws from the policy of the one before, and fine-tunes the initial one (AlpacaFarm: 1).
     An experiment does one."""
+    rollout: Rollout = "transformers"
+    """An experiment's samples are those of best-of-n, by transformers."""
     sft: SFTConfig = SFTConfig()
 
 
@@ -68,6 +73,7 @@ class PPOConfig(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0)
     checkpoint_every: int = Field(1, ge=1)
     """Steps between two checkpoints; an interrupted run goes on from the last."""
+    rollout: Rollout = "transformers"
 
 
 class DPOConfig(BaseModel):
@@ -121,6 +127,7 @@ class QuarkConfig(BaseModel):
     warmup_steps: int = Field(5, ge=0)
     kl_coef: float = Field(0.05, ge=0)
     """β, per token."""
+    rollout: Rollout = "transformers"
 
 
 class REINFORCEConfig(BaseModel):
@@ -139,6 +146,7 @@ class REINFORCEConfig(BaseModel):
     """β of (1 - β) r - β KL."""
     temperature: float = Field(0.9, gt=0)
     """Of the rollouts."""
+    rollout: Rollout = "transformers"
 
 
 class RLOOConfig(BaseModel):
@@ -157,3 +165,4 @@ class RLOOConfig(BaseModel):
     warmup_steps: int = Field(5, ge=0)
     kl_coef: float = Field(0.03, ge=0)
     """β."""
+    rollout: Rollout = "transformers"

@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from simfarm import draws
 from simfarm.methods.best_of_n import choose
 from simfarm.methods.config import ExpertIterationConfig
-from simfarm.methods.rollouts import RewardFunction, check_prompts, collect
+from simfarm.methods.rollouts import RewardFunction, check_prompts, collect, new_sampler
 from simfarm.methods.sft import fine_tune
+from simfarm.policies import workers
 from simfarm.policies.optimise import Log
 from simfarm.policies.split import SplitModel, Top
-from simfarm.policies.training import PLAIN, Setup
+from simfarm.policies.training import PLAIN, Setup, write_jsonl
 from simfarm.policies.transformers import Response
 from simfarm.progress import Progress, no_progress
+
+ROLLOUTS = "rollouts.jsonl"
+"""In a round's folder: the metrics of the responses that it drew."""
 
 
 def rounds(
@@ -39,14 +43,18 @@ def rounds(
     reference = split.new_top().requires_grad_(False)
     top = reference
     rows = [i for i in range(len(prompts)) for _ in range(config.n)]
+    sampler = new_sampler(config.rollout, split, prompts, max_new_tokens=max_new_tokens, setup=setup)
     for number in range(config.rounds):
         drawn = collect(
             split, top, reference, prompts, rows, reward,
             method="expert_iteration", step=number, seed=seed, max_new_tokens=max_new_tokens, setup=setup,
+            sampler=sampler,
         )  # fmt: skip
         best = choose(drawn.scores.reshape(-1, config.n), config.n)
         kept = [(p, t) for i, p in enumerate(prompts) if (t := drawn.targets[i * config.n + best[i]])]
         here = setup if setup.folder is None else replace(setup, folder=setup.folder / f"round-{number + 1}")
+        if here.folder is not None and workers.rank() == 0:
+            write_jsonl(here.folder / ROLLOUTS, [drawn.metrics()])
         top = fine_tune(
             split, [p for p, _ in kept], [t for _, t in kept], config.sft,
             seed=draws.seed_for(seed, "expert iteration", number), setup=here, method="expert_iteration",

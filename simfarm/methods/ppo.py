@@ -31,6 +31,7 @@ from simfarm.methods.rollouts import (
     check_prompts,
     collect,
     new_log_probabilities,
+    new_sampler,
     prompt_rows,
 )
 from simfarm.methods.sft import states_before
@@ -165,12 +166,13 @@ def ppo(
         max_grad_norm=config.max_grad_norm,
     )
     trainer.extra["kl_coef"] = config.kl_coef
+    sampler = new_sampler(config.rollout, split, prompts, max_new_tokens=max_new_tokens, setup=setup)
     for step in trainer.steps():
         start, kl_coef = time.monotonic(), trainer.extra["kl_coef"]
         rows = prompt_rows("ppo", len(prompts), config.rollouts, step, seed)
         rollouts = collect(
             split, policy, reference, prompts, rows, reward,
-            method="ppo", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup,
+            method="ppo", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup, sampler=sampler,
         )  # fmt: skip
         old_values = _values(value, rollouts, setup)
         advantages, returns = _advantages(rollouts, old_values, config, kl_coef)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from simfarm import draws
 from simfarm.errors import ConfigError
 from simfarm.methods.config import QuarkConfig
-from simfarm.methods.rollouts import RewardFunction, Rollouts, check_prompts, collect, prompt_rows
+from simfarm.methods.rollouts import RewardFunction, Rollouts, check_prompts, collect, new_sampler, prompt_rows
 from simfarm.methods.sft import states_before
 from simfarm.policies import workers
 from simfarm.policies.optimise import linear_with_warmup
@@ -77,11 +77,14 @@ def quark(
         reference=split.policy,
         marker=marker(config),
     )
+    sampler = new_sampler(
+        config.rollout, split, prompts, max_new_tokens=max_new_tokens, setup=setup, marker=marker(config)
+    )
     for step in trainer.steps():
         rows = prompt_rows("quark", len(prompts), config.rollouts, step, seed)
         rollouts = collect(
             split, policy, reference, prompts, rows, reward,
-            method="quark", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup,
+            method="quark", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup, sampler=sampler,
             # before the first update a marker means nothing
             marker=marker(config) if step else "",
         )  # fmt: skip

@@ -23,6 +23,7 @@ from simfarm.methods.rollouts import (
     check_prompts,
     collect,
     new_log_probabilities,
+    new_sampler,
     per_token,
     prompt_rows,
 )
@@ -59,11 +60,12 @@ def reinforce(
         # one norm for both would let the value's error set the policy's step
         max_grad_norm=math.inf,
     )
+    sampler = new_sampler(config.rollout, split, prompts, max_new_tokens=max_new_tokens, setup=setup)
     for step in trainer.steps():
         rows = prompt_rows("reinforce", len(prompts), config.rollouts, step, seed)
         rollouts = collect(
             split, policy, reference, prompts, rows, reward,
-            method="reinforce", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup,
+            method="reinforce", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup, sampler=sampler,
             temperature=config.temperature,
         )  # fmt: skip
         returns = torch.tensor(

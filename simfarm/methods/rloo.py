@@ -23,6 +23,7 @@ from simfarm.methods.rollouts import (
     check_prompts,
     collect,
     new_log_probabilities,
+    new_sampler,
     per_token,
     prompt_rows,
 )
@@ -80,12 +81,13 @@ def rloo(
         policy=lambda: split.with_top(policy, "rloo"),
         reference=split.policy,
     )
+    sampler = new_sampler(config.rollout, split, prompts, max_new_tokens=max_new_tokens, setup=setup)
     for step in trainer.steps():
         different = prompt_rows("rloo", len(prompts), config.prompts, step, seed)
         rows = [i for i in different for _ in range(config.samples)]
         rollouts = collect(
             split, policy, reference, prompts, rows, reward,
-            method="rloo", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup,
+            method="rloo", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup, sampler=sampler,
         )  # fmt: skip
         returns = rollouts.scores - config.kl_coef * rollouts.kl
         advantages = torch.tensor(

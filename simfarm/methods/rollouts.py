@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from simfarm import draws
-from simfarm.errors import DataError, TrainingError
+from simfarm.errors import ConfigError, DataError, TrainingError
+from simfarm.methods.config import Rollout
 from simfarm.methods.sft import response_log_probabilities
 from simfarm.policies import workers
 from simfarm.policies.split import SplitModel, Top
 from simfarm.policies.training import Setup
 from simfarm.policies.transformers import Response, length_sorted_batches
+from simfarm.policies.vllm_sampler import VLLMSampler
 from simfarm.rewards.model import Text
 
 RewardFunction = Callable[[Sequence[Response], Sequence[Text]], NDArray[np.float64]]
@@ -33,12 +36,14 @@ class Rollouts:
     targets: list[tuple[int, ...]]
     """Response tokens."""
     logp: list[torch.Tensor]
-    """log π of the response tokens under the policy that wrote them, (r_b,)."""
+    """log π of the response tokens under the policy that wrote them, (r_b,), always by the trainer."""
     ref_logp: list[torch.Tensor]
     """The same under the initial policy."""
     scores: NDArray[np.float64]
     """(B,) rewards."""
     finished: list[bool]
+    sampler_logp: list[torch.Tensor] | None = None
+    """The same as `logp` by the sampler, where it is not the trainer's own model."""
 
     @property
     def lengths(self) -> list[int]:
@@ -51,9 +56,13 @@ class Rollouts:
         return np.array([float((a - b).sum()) for a, b in zip(self.logp, self.ref_logp, strict=True)])
 
     def metrics(self) -> dict[str, float]:
-        """Return reward, kl, kl_k3 (Schulman 2020), entropy (nats per token, of the tokens drawn), length, finished."""
+        """Return reward, kl, kl_k3 (Schulman 2020), entropy (nats per token, of the tokens drawn), length, finished.
+
+        Of another sampler also sampler_gap, the mean over tokens of |log π - log π_sampler|, and sampler_ratio, the
+        mean of π/π_sampler, which is 1 on average if tokens are drawn at temperature 1.
+        """
         logp, ratio = torch.cat(self.logp), torch.cat(self.logp) - torch.cat(self.ref_logp)
-        return {
+        found = {
             "reward": float(self.scores.mean()),
             "reward_std": float(self.scores.std()),
             "kl": float(ratio.sum()) / len(self.spans),
@@ -61,6 +70,13 @@ class Rollouts:
             "entropy": float(-logp.mean()),
             "length": float(np.mean([r for _, r in self.spans])),
             "finished": float(np.mean(self.finished)),
+        }
+        if self.sampler_logp is None:
+            return found
+        difference = logp - torch.cat(self.sampler_logp)
+        return found | {
+            "sampler_gap": float(difference.abs().mean()),
+            "sampler_ratio": float(difference.exp().mean()),
         }
 
 
@@ -84,6 +100,42 @@ def check_prompts(prompts: Sequence[str], method: str) -> None:
         )
 
 
+def new_sampler(
+    rollout: Rollout,
+    split: SplitModel,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    setup: Setup,
+    marker: str = "",
+) -> VLLMSampler | None:
+    """Start what draws the responses of a method; nothing where the policy does it itself.
+
+    Args:
+        rollout: Who draws.
+        split: The initial policy.
+        prompts: Rendered prompts.
+        max_new_tokens: Length limit of a response.
+        setup: Batch sizes.
+        marker: Stands before prompts.
+
+    Raises:
+        ConfigError: vLLM is asked for by one of several processes.
+        DataError: A prompt with its response does not fit the model's context.
+        MissingExtraError: vLLM is asked for and not installed.
+        ModelError: vLLM cannot load the model.
+    """
+    if rollout == "transformers":
+        return None
+    if workers.count() > 1:
+        raise ConfigError(
+            f'rollout = "vllm" works in one process; {workers.count()} are at work here, and each would start a vLLM '
+            'of its own. Start one process, or set rollout = "transformers".'
+        )
+    longest = max(len(split.policy.encode(marker + prompt)) for prompt in prompts)
+    return VLLMSampler(split.policy, context=longest + max_new_tokens, rows=setup.batch_size)
+
+
 @torch.no_grad()
 def collect(
     split: SplitModel,
@@ -100,6 +152,7 @@ def collect(
     setup: Setup,
     marker: str = "",
     temperature: float = 1.0,
+    sampler: VLLMSampler | None = None,
 ) -> Rollouts:
     """Draw one response to each prompt and compute once what does not change while a step learns from it.
 
@@ -117,20 +170,27 @@ def collect(
         setup: Batch sizes.
         marker: Stands before each prompt that the policy answers; reward and reference do not see it.
         temperature: Of sampling; log-probabilities are always those at 1.
+        sampler: Draws the responses, by the weights of `policy`; the policy does it itself if not given.
 
     Raises:
         TrainingError: A reward is not finite.
+        ModelError: The sampler failed.
     """
     own = workers.own(range(len(rows)))
     chosen = [prompts[rows[i]] for i in own]
-    responses = split.with_top(policy, method).sample(
-        [marker + prompt for prompt in chosen],
-        [[step, i, rows[i]] for i in own],
-        max_new_tokens=max_new_tokens,
-        seed=draws.seed_for(seed, f"{method} rollouts"),
-        temperature=temperature,
-        batch_size=setup.batch_size,
-    )
+    writer, asked = split.with_top(policy, method), [marker + prompt for prompt in chosen]
+    keys: list[draws.Part] = [[step, i, rows[i]] for i in own]
+    drawing: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "seed": draws.seed_for(seed, f"{method} rollouts"),
+        "temperature": temperature,
+    }
+    sampler_logp = None
+    if sampler is None:
+        responses = writer.sample(asked, keys, batch_size=setup.batch_size, **drawing)
+    else:
+        responses, by_sampler = sampler.sample(writer, asked, keys, **drawing)
+        sampler_logp = [torch.tensor(row, dtype=torch.float32, device=split.policy.device) for row in by_sampler]
     end = int(split.policy.tokenizer.eos_token_id)
     encoded = [split.policy.encode(prompt) for prompt in chosen]
     # the reward model reads an end of turn after every response; the policy does not look at it
@@ -143,9 +203,9 @@ def collect(
     targets = [r.tokens for r in responses]
     ref_logp = _log_probabilities(split, reference, states, spans, targets, setup)
     if marker:
-        asked = [split.policy.encode(marker + prompt) for prompt in chosen]
-        asked_spans = [(len(q), len(t)) for q, t in zip(asked, targets, strict=True)]
-        logp = _log_probabilities(split, policy, split.trunk_states(asked, targets), asked_spans, targets, setup)
+        questions = [split.policy.encode(prompt) for prompt in asked]
+        asked_spans = [(len(q), len(t)) for q, t in zip(questions, targets, strict=True)]
+        logp = _log_probabilities(split, policy, split.trunk_states(questions, targets), asked_spans, targets, setup)
     else:
         logp = _log_probabilities(split, policy, states, spans, targets, setup)
     device = split.policy.device
@@ -165,6 +225,7 @@ def collect(
         [f[5].to(device) for f in facts],
         np.array([f[2] for f in facts]),
         [f[3] for f in facts],
+        sampler_logp,
     )
 
 
