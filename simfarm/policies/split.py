@@ -173,7 +173,9 @@ class SplitModel:
         base = _view(model.base_model, layers, copy.deepcopy(body.norm).to(self.compute).requires_grad_(False))
         whole = _shallow(model)
         whole._modules[model.base_model_prefix] = base
-        return TransformersPolicy(whole, self.policy.tokenizer, name=name)
+        policy = TransformersPolicy(whole, self.policy.tokenizer, name=name)
+        policy.end_ids = self.policy.end_ids
+        return policy
 
     @torch.no_grad()
     def _check(self) -> None:
