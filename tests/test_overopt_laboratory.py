@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,11 @@ def test_the_report_is_written_again(finished):
     out = CliRunner().invoke(cli, ["report", str(finished)], catch_exceptions=False)
     assert "25 % flips" in out.output and "minus first arm" in out.output
     assert (finished / "report.html").read_bytes() == before
+    begun = finished.parent / "begun"
+    begun.mkdir()
+    shutil.copy(finished / "config.json", begun)
+    early = CliRunner().invoke(cli, ["report", str(begun)])
+    assert isinstance(early.exception, RunError) and "2 of 2 seeds are still to do" in str(early.exception)
     missing = CliRunner().invoke(cli, ["report", str(finished / "no")])
     assert isinstance(missing.exception, RunError) and "holds no run" in str(missing.exception)
 

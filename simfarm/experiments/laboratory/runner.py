@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from simfarm import tables
-from simfarm.errors import require
+from simfarm.errors import RunError, require
 from simfarm.experiments.laboratory.analysis import Family, analyse
 from simfarm.experiments.laboratory.config import Arm, LaboratoryConfig
 from simfarm.experiments.rundir import RunDirectory
@@ -42,7 +42,7 @@ def run_laboratory(config: LaboratoryConfig, out: Path) -> RunDirectory:
 
 def _work(config: LaboratoryConfig, directory: RunDirectory) -> None:
     out = directory.path
-    seeds = [seed for seed in range(config.seed, config.seed + config.seeds) if not directory.is_done(f"seed {seed}")]
+    seeds = _owed(config, directory)
     processes = min(config.processes or os.cpu_count() or 1, len(seeds))
     say(f"{config.name}: {len(seeds)} seeds to do, {processes} at a time, {len(config.arms())} arms each, in {out}")
     if processes > 1:
@@ -72,10 +72,24 @@ def _work(config: LaboratoryConfig, directory: RunDirectory) -> None:
     directory.mark_done("report", time.monotonic() - start)
 
 
+def _owed(config: LaboratoryConfig, directory: RunDirectory) -> list[int]:
+    return [seed for seed in range(config.seed, config.seed + config.seeds) if not directory.is_done(f"seed {seed}")]
+
+
 def write_results(config: LaboratoryConfig, directory: RunDirectory) -> None:
-    """Write the curves, the verdicts and the report from what the seeds left."""
+    """Write the curves, the verdicts and the report from what the seeds left.
+
+    Raises:
+        RunError: A seed is not done.
+    """
     from simfarm.report.laboratory import write_laboratory_report
 
+    owed = _owed(config, directory)
+    if owed:
+        raise RunError(
+            f"{directory.path} has no results yet: {len(owed)} of {config.seeds} seeds are still to do. Finish it: "
+            "give `simfarm run` again."
+        )
     families = results(config, directory.path)
     for name in ("best_of_n", "ppo"):
         found = [f.curves(name) for f in families]
