@@ -30,6 +30,7 @@ class FakeLLM:
     max_num_seqs: int
     kv_cache_memory_bytes: int
     gpu_memory_utilization: float
+    enforce_eager: bool
     disable_log_stats: bool
     calls: list[str] = field(default_factory=list)
     queue: list[tuple[list[int], SamplingParams]] = field(default_factory=list)

@@ -61,6 +61,8 @@ class VLLMSampler:
                 kv_cache_memory_bytes=KV_CACHE,
                 # with the cache's size given, vLLM only checks that this share of the device is free when it starts
                 gpu_memory_utilization=0.1,
+                # compiling for a CPU takes minutes, more than it saves in a short training
+                enforce_eager=policy.device.type == "cpu",
                 disable_log_stats=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
