@@ -40,7 +40,7 @@ def rounds(
 ) -> Top:
     """Draw, choose and fine-tune as often as the config says; arguments and errors as in `rloo`."""
     check_prompts(prompts, "expert_iteration")
-    reference = split.new_top().requires_grad_(False)
+    reference = split.initial_top()
     top = reference
     rows = [i for i in range(len(prompts)) for _ in range(config.n)]
     sampler = new_sampler(config.rollout, split, prompts, max_new_tokens=max_new_tokens, setup=setup)

@@ -149,7 +149,7 @@ def ppo(
         RunError: The checkpoint in the folder is damaged or another's.
     """
     check_prompts(prompts, "PPO")
-    policy, reference = split.new_top(), split.new_top().requires_grad_(False)
+    policy, reference = split.new_top(), split.initial_top()
     value = ValueModel(split.new_top(value_top), split.hidden_size).to(split.policy.device)
     trainer = Trainer(
         "ppo",

@@ -63,7 +63,7 @@ def quark(
     check_prompts(prompts, "quark")
     if config.rollouts < config.quantiles:
         raise ConfigError(f"quark sorts {config.rollouts} rollouts into {config.quantiles} quantiles; raise rollouts.")
-    policy, reference = split.new_top(), split.new_top().requires_grad_(False)
+    policy, reference = split.new_top(), split.initial_top()
     trainer = Trainer(
         "quark",
         config,

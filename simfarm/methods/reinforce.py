@@ -44,7 +44,7 @@ def reinforce(
 ) -> Top:
     """Improve a policy; arguments, errors and metrics as in `rloo`, and value_loss (per token)."""
     check_prompts(prompts, "reinforce")
-    policy, reference = split.new_top(), split.new_top().requires_grad_(False)
+    policy, reference = split.new_top(), split.initial_top()
     value = ValueModel(split.new_top(), split.hidden_size).to(split.policy.device)
     trainer = Trainer(
         "reinforce",

@@ -68,7 +68,7 @@ def rloo(
         RunError: The checkpoint in the folder is damaged or another's.
     """
     check_prompts(prompts, "rloo")
-    policy, reference = split.new_top(), split.new_top().requires_grad_(False)
+    policy, reference = split.new_top(), split.initial_top()
     trainer = Trainer(
         "rloo",
         config,
