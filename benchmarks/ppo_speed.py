@@ -88,7 +88,7 @@ def prepare(model: str, rollouts: int, folder: Path) -> None:
     (folder / "prompt_tokens.json").write_text(json.dumps([policy.encode(text) for text in texts]), "utf-8")
 
 
-def ours(folder: Path, layers: int, rollouts: int, new_tokens: int, steps: int) -> None:
+def ours(folder: Path, layers: int, rollouts: int, new_tokens: int, steps: int, micro_batch: int) -> None:
     """Run our PPO in this process and print what it took."""
     import torch
 
@@ -110,7 +110,7 @@ def ours(folder: Path, layers: int, rollouts: int, new_tokens: int, steps: int) 
     config = PPOConfig(steps=steps, rollouts=rollouts, minibatch=rollouts, epochs=1, learning_rate=1e-5)
     _, history = ppo(
         split, prompts, lambda _, texts: reward.rewards_of_texts(texts), config, max_new_tokens=new_tokens, seed=0,
-        value_top=reward.top, setup=Setup(batch_size=rollouts),
+        value_top=reward.top, setup=Setup(batch_size=rollouts, micro_batch=micro_batch),
     )  # fmt: skip
     assert all(row["length"] == new_tokens for row in history)
     seconds = [row["seconds"] for row in history]
@@ -139,11 +139,12 @@ def main() -> None:
     parser.add_argument("--model", default="hf/smollm2-135m")
     parser.add_argument("--rollouts", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4, help="Last layers trained in the quicker setting.")
     parser.add_argument("--peer-python", help="A Python that has trl 1.12.0.")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--step", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--micro-batch", type=int, default=8, help="Rows with gradients at once, of ours.")
+    parser.add_argument("--step", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
         folder, *numbers = args.step
@@ -183,6 +184,7 @@ def main() -> None:
                 str(layers),
                 str(rollouts),
                 *small,
+                str(args.micro_batch),
             ]
             add(f"simfarm, {name}", rollouts, measured(command))
         encoded = json.loads((folder / "prompt_tokens.json").read_text("utf-8"))[: args.rollouts]
