@@ -88,7 +88,7 @@ def prepare(model: str, rollouts: int, folder: Path) -> None:
     (folder / "prompt_tokens.json").write_text(json.dumps([policy.encode(text) for text in texts]), "utf-8")
 
 
-def ours(folder: Path, layers: int, rollouts: int, new_tokens: int, steps: int, micro_batch: int) -> None:
+def ours(folder: Path, value: str, layers: int, rollouts: int, new_tokens: int, steps: int, micro_batch: int) -> None:
     """Run our PPO in this process and print what it took."""
     import torch
 
@@ -107,7 +107,10 @@ def ours(folder: Path, layers: int, rollouts: int, new_tokens: int, steps: int, 
     torch.manual_seed(0)
     torch.nn.init.normal_(reward.score.weight, std=split.hidden_size**-0.5)
     prompts = json.loads((folder / "prompts.json").read_text("utf-8"))
-    config = PPOConfig(steps=steps, rollouts=rollouts, minibatch=rollouts, epochs=1, learning_rate=1e-5)
+    config = PPOConfig(
+        steps=steps, rollouts=rollouts, minibatch=rollouts, epochs=1, learning_rate=1e-5,
+        value_network="shared" if value == "shared" else "own",
+    )  # fmt: skip
     _, history = ppo(
         split, prompts, lambda _, texts: reward.rewards_of_texts(texts), config, max_new_tokens=new_tokens, seed=0,
         value_top=reward.top, setup=Setup(batch_size=rollouts, micro_batch=micro_batch),
@@ -144,14 +147,17 @@ def main() -> None:
     parser.add_argument("--peer-python", help="A Python that has trl 1.12.0.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--micro-batch", type=int, default=8, help="Rows with gradients at once, of ours.")
-    parser.add_argument("--step", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--step", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        folder, *numbers = args.step
-        ours(Path(folder), *map(int, numbers))
+        folder, value, *numbers = args.step
+        ours(Path(folder), value, *map(int, numbers))
         return
-    settings = [("all layers", 0, 1), (f"last {args.layers} layers", args.layers, 1),
-                (f"last {args.layers} layers", args.layers, 4)]  # fmt: skip
+    settings = [
+        ("all layers, value a head on the policy", "shared", 0, 1),
+        ("all layers, value a network of its own", "own", 0, 1),
+        (f"last {args.layers} layers, value a head on the policy", "shared", args.layers, 4),
+    ]
     lines = ["| | responses a step | seconds a step | response tokens/s | peak memory, GiB |", "|---|---|---|---|---|"]
     peer: dict[str, float] = {}
 
@@ -173,7 +179,7 @@ def main() -> None:
             found = measured(command)
             add("TRL 1.12.0 PPOTrainer, all layers", args.rollouts, found)
             peer.update(speed=found["speed"], gib=found["gib"])
-        for name, layers, times in settings:
+        for name, value, layers, times in settings:
             rollouts = args.rollouts * times
             command = [
                 sys.executable,
@@ -181,6 +187,7 @@ def main() -> None:
                 "benchmarks.ppo_speed",
                 "--step",
                 scratch,
+                value,
                 str(layers),
                 str(rollouts),
                 *small,

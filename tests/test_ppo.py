@@ -99,11 +99,13 @@ def share_of_e(responses, texts) -> np.ndarray:
     return np.array([r.text.count("e") / 8 for r in responses])
 
 
-def test_ppo_learns_a_trivial_reward() -> None:
+@pytest.mark.parametrize("value_network", ["own", "shared"])
+def test_ppo_learns_a_trivial_reward(value_network: str) -> None:
     """The reward is the share of the letter e among 8 characters: 1 at most, about 1/34 at the start."""
     split = SplitModel(tiny_policy(hidden=64), 2)
     prompts = [split.policy.render(p) for p in PROMPTS]
-    _, history = ppo(split, prompts, share_of_e, FAST, max_new_tokens=8, seed=0)
+    config = FAST.model_copy(update={"value_network": value_network})
+    _, history = ppo(split, prompts, share_of_e, config, max_new_tokens=8, seed=0)
     assert history[0]["reward"] < 0.1
     assert history[-1]["reward"] > 0.9
     assert history[0]["kl"] == pytest.approx(0, abs=1e-4)
@@ -119,8 +121,9 @@ def test_a_kl_penalty_holds_the_policy_back() -> None:
     assert ends[1]["kl"] < 0.5 * ends[0]["kl"]
 
 
-def test_an_interrupted_ppo_ends_as_an_uninterrupted_one(tmp_path) -> None:
-    config = FAST.model_copy(update={"steps": 5, "checkpoint_every": 2})
+@pytest.mark.parametrize("value_network", ["own", "shared"])
+def test_an_interrupted_ppo_ends_as_an_uninterrupted_one(value_network: str, tmp_path) -> None:
+    config = FAST.model_copy(update={"steps": 5, "checkpoint_every": 2, "value_network": value_network})
 
     def run(folder, stop_after: int | None = None):
         split = SplitModel(tiny_policy(), 1)

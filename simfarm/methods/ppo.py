@@ -30,7 +30,6 @@ from simfarm.methods.rollouts import (
     by_row,
     check_prompts,
     collect,
-    new_log_probabilities,
     new_sampler,
     prompt_rows,
 )
@@ -42,7 +41,7 @@ from simfarm.policies.training import PLAIN, Setup, Trainer
 
 
 class ValueModel(nn.Module):
-    """V(s): a top of its own (started from the reward model's) and a linear head started at zero."""
+    """V(s): a top, its own (started from the reward model's) or the policy's, and a linear head started at zero."""
 
     def __init__(self, top: Top, hidden_size: int) -> None:
         super().__init__()
@@ -53,7 +52,11 @@ class ValueModel(nn.Module):
 
     def forward(self, states: Sequence[torch.Tensor], spans: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return the values before each response token, (N,); arguments as in `response_log_probabilities`."""
-        return torch.as_tensor(self.head(states_before(self.top, states, spans).float()).squeeze(-1))
+        return self.of(states_before(self.top, states, spans))
+
+    def of(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the values, (N,), of a top's states, (N, H)."""
+        return torch.as_tensor(self.head(states.float()).squeeze(-1))
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -135,7 +138,8 @@ def ppo(
         config: Hyper-parameters.
         max_new_tokens: Length limit of a response.
         seed: Of prompts' order, sampling and minibatches.
-        value_top: Where the value model starts, such as the reward model's top; the policy's own if not given.
+        value_top: Where a value network of its own starts, such as the reward model's top; where the policy starts if
+            not given.
         setup: How to run; checkpoints come as often as the config says.
 
     Returns:
@@ -150,11 +154,12 @@ def ppo(
     """
     check_prompts(prompts, "PPO")
     policy, reference = split.new_top(), split.initial_top()
-    value = ValueModel(split.new_top(value_top), split.hidden_size).to(split.policy.device)
+    shared = config.value_network == "shared"
+    value = ValueModel(policy if shared else split.new_top(value_top), split.hidden_size).to(split.policy.device)
     trainer = Trainer(
         "ppo",
         config,
-        {"policy": policy, "value": value},
+        {"policy": policy, "value": value.head if shared else value},
         steps=config.steps,
         learning_rate=config.learning_rate,
         rate=linear_with_warmup(config.steps, config.warmup_steps),
@@ -190,9 +195,12 @@ def ppo(
             old_logp, old_v, a, ret = (
                 torch.cat([rows[i] for i in some]) for rows in (rollouts.logp, old_values, advantages, returns)
             )
-            logp = new_log_probabilities(split, policy, rollouts, some)
+            inputs = [rollouts.states[i] for i in some], [rollouts.spans[i] for i in some]
+            states = states_before(policy, *inputs)
+            targets = torch.tensor([t for i in some for t in rollouts.targets[i]], device=states.device)
+            logp = split.log_probabilities(states, targets)
+            values = value.of(states) if shared else value(*inputs)
             losses, clipped = policy_loss(logp, old_logp, a, config.clip)
-            values = value([rollouts.states[i] for i in some], [rollouts.spans[i] for i in some])
             v_losses = value_loss(values, old_v, ret, config.value_clip)
             change = logp.detach() - old_logp
             return losses.sum() + config.value_coef * v_losses.sum(), {
