@@ -69,8 +69,8 @@ class PPOConfig(BaseModel):
     value_clip: float = Field(0.2, gt=0)
     value_coef: float = Field(0.1, ge=0)
     value_network: Literal["own", "shared"] = "own"
-    """A network of its own, started from the reward model (AlpacaFarm), or a head on the policy's, which needs no second
-    network in memory and in the update."""
+    """A network of its own, started from the reward model (AlpacaFarm), or a head on the policy's: no second network in
+    memory and in the update."""
     gamma: float = Field(1.0, ge=0, le=1)
     gae_lambda: float = Field(1.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)

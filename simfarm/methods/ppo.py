@@ -178,8 +178,9 @@ def ppo(
         rollouts = collect(
             split, policy, reference, prompts, rows, reward,
             method="ppo", step=step, seed=seed, max_new_tokens=max_new_tokens, setup=setup, sampler=sampler,
+            value=value.of if shared else None,
         )  # fmt: skip
-        old_values = _values(value, rollouts, setup)
+        old_values = _values(value, rollouts, setup) if rollouts.values is None else rollouts.values
         advantages, returns = _advantages(rollouts, old_values, config, kl_coef)
         unexplained = (torch.cat(returns) - torch.cat(old_values)).var() / torch.cat(returns).var().clamp(min=1e-8)
         metrics = rollouts.metrics() | {"explained_variance": float(1 - unexplained)}

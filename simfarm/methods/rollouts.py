@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from simfarm import draws
 from simfarm.errors import ConfigError, DataError, TrainingError
 from simfarm.methods.config import Rollout
-from simfarm.methods.sft import response_log_probabilities
+from simfarm.methods.sft import response_log_probabilities, states_before
 from simfarm.policies import workers
 from simfarm.policies.split import SplitModel, Top
 from simfarm.policies.training import Setup
@@ -44,6 +44,8 @@ class Rollouts:
     finished: list[bool]
     sampler_logp: list[torch.Tensor] | None = None
     """The same as `logp` by the sampler, where it is not the trainer's own model."""
+    values: list[torch.Tensor] | None = None
+    """V before each response token, (r_b,), where it is read from the policy's own states."""
 
     @property
     def lengths(self) -> list[int]:
@@ -153,6 +155,7 @@ def collect(
     marker: str = "",
     temperature: float = 1.0,
     sampler: VLLMSampler | None = None,
+    value: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Rollouts:
     """Draw one response to each prompt and compute once what does not change while a step learns from it.
 
@@ -171,6 +174,7 @@ def collect(
         marker: Stands before each prompt that the policy answers; reward and reference do not see it.
         temperature: Of sampling; log-probabilities are always those at 1.
         sampler: Draws the responses, by the weights of `policy`; the policy does it itself if not given.
+        value: Reads values, (N,), from the policy's states, (N, H), which are then computed once for both.
 
     Raises:
         TrainingError: A reward is not finite.
@@ -207,12 +211,16 @@ def collect(
         asked_spans = [(len(q), len(t)) for q, t in zip(questions, targets, strict=True)]
         logp = _log_probabilities(split, policy, split.trunk_states(questions, targets), asked_spans, targets, setup)
     else:
-        logp = _log_probabilities(split, policy, states, spans, targets, setup)
+        logp = _log_probabilities(split, policy, states, spans, targets, setup, value)
+    values = [both[:, 1] for both in logp] if value else [torch.empty(0)] * len(logp)
+    logp = [both[:, 0] for both in logp] if value else logp
     device = split.policy.device
     facts = workers.gather(
         [
-            (span, target, float(score), r.finished, a.cpu(), b.cpu())
-            for span, target, score, r, a, b in zip(spans, targets, scores, responses, logp, ref_logp, strict=True)
+            (span, target, float(score), r.finished, a.cpu(), b.cpu(), v.cpu())
+            for span, target, score, r, a, b, v in zip(
+                spans, targets, scores, responses, logp, ref_logp, values, strict=True
+            )
         ]
     )
     held = dict(zip(own, states, strict=True))
@@ -226,6 +234,7 @@ def collect(
         np.array([f[2] for f in facts]),
         [f[3] for f in facts],
         sampler_logp,
+        [f[6].to(device) for f in facts] if value else None,
     )
 
 
@@ -236,10 +245,15 @@ def _log_probabilities(
     spans: Sequence[tuple[int, int]],
     targets: Sequence[Sequence[int]],
     setup: Setup,
+    value: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
+    """Return log π of each row's response tokens, (r_b,); with `value` also the values before them, (r_b, 2)."""
+
     def compute(rows: list[int]) -> torch.Tensor:
-        tokens = [t for i in rows for t in targets[i]]
-        return response_log_probabilities(split, top, [states[i] for i in rows], [spans[i] for i in rows], tokens)
+        before = states_before(top, [states[i] for i in rows], [spans[i] for i in rows])
+        tokens = torch.tensor([t for i in rows for t in targets[i]], device=before.device)
+        logp = split.log_probabilities(before, tokens)
+        return torch.stack([logp, value(before)], 1) if value else logp
 
     return by_row(states, spans, setup.micro_batch, compute)
 
@@ -256,10 +270,10 @@ def by_row(
         states: n trunk states.
         spans: n spans.
         batch_size: Rows computed together.
-        compute: Rows -> (their response tokens,).
+        compute: Rows -> (their response tokens, …).
 
     Returns:
-        n tensors, (r_b,).
+        n tensors, (r_b, …).
     """
     found: list[torch.Tensor] = [torch.empty(0)] * len(states)
     for rows in length_sorted_batches([len(s) for s in states], batch_size):
