@@ -28,6 +28,8 @@ from simfarm.policies.transformers import Response, TransformersPolicy
 KV_CACHE = 2 * 2**30
 """Bytes for vLLM's cache of keys and values. Its own default is most of the device, where the trainer has to live too;
 what does not fit waits for its turn. On a CPU the environment variable VLLM_CPU_KVCACHE_SPACE (GiB) goes first."""
+BATCHED_TOKENS = 4096
+"""Tokens of prompts that vLLM reads at once, or one prompt if that is longer."""
 
 
 class VLLMSampler:
@@ -58,6 +60,9 @@ class VLLMSampler:
                 dtype=str(policy.model.dtype).removeprefix("torch."),
                 max_model_len=context,
                 max_num_seqs=rows,
+                # reading a prompt in parts winds its row's generator back, which a CPU's generator cannot do
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(context, BATCHED_TOKENS),
                 kv_cache_memory_bytes=KV_CACHE,
                 # with the cache's size given, vLLM only checks that this share of the device is free when it starts
                 gpu_memory_utilization=0.1,
