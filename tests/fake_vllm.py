@@ -28,6 +28,8 @@ class FakeLLM:
     dtype: str
     max_model_len: int
     max_num_seqs: int
+    enable_chunked_prefill: bool
+    max_num_batched_tokens: int
     kv_cache_memory_bytes: int
     gpu_memory_utilization: float
     enforce_eager: bool

@@ -58,6 +58,13 @@ def test_gradients(length: int, scaling: float | None) -> None:
         assert a.grad is not None and b.grad is not None and off(a.grad, b.grad) < 0.02
 
 
+def test_values_may_be_narrower_than_keys() -> None:
+    q, k, v = tensors(2, 1, 6)
+    v = v[..., : v.shape[-1] // 2]
+    found, _ = attend(Layer(), q.bfloat16(), k.bfloat16(), v.bfloat16(), None)
+    assert off(found, exact(q, k, v, None)) < 0.02
+
+
 def test_a_query_that_may_look_nowhere_is_no_nan() -> None:
     q, k, v = (x.bfloat16() for x in tensors(1, 1, 4))
     found, _ = attend(Layer(), q, k, v, torch.zeros(1, 1, 1, 4, dtype=torch.bool))

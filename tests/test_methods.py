@@ -338,7 +338,7 @@ def test_memory_that_runs_out_names_the_setting(tmp_path: Path) -> None:
     split, _, _ = bandit()
     trainer = Trainer(
         "m", DPO, {"policy": split.new_top()}, steps=1, learning_rate=1e-3, rate=lambda _: 1.0, seed=0,
-        setup=Setup(micro_batch=8), policy=lambda: split.policy, reference=split.policy,
+        setup=Setup(micro_batch=8), policy=lambda: split.policy, reference=split.policy, data=[],
     )  # fmt: skip
 
     def loss(rows: list[int]) -> tuple[torch.Tensor, dict[str, float]]:

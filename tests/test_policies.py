@@ -230,6 +230,21 @@ def test_a_reference_shares_the_weights_of_the_model(tmp_path, dtype: str) -> No
     assert all(id(p) in own and not p.requires_grad for p in reference.parameters())
 
 
+def test_a_reference_with_layer_norms_computes_in_bfloat16() -> None:
+    policy = tiny_policy()
+    base = policy.model.base_model
+    for holder, name in ((base, "norm"), *((layer, "input_layernorm") for layer in base.layers)):
+        setattr(holder, name, torch.nn.LayerNorm(policy.model.config.hidden_size))
+    policy.model.to(torch.bfloat16).requires_grad_(False)
+    split = SplitModel(policy, 2)
+    (states,) = split.trunk_states([list(range(2, 10))], [[]])
+    reference = split.initial_top()
+    with torch.no_grad():
+        assert torch.equal(reference(states.unsqueeze(0)), split.new_top()(states.unsqueeze(0)))
+    shared = {id(p) for p in policy.model.parameters()} & {id(p) for p in reference.parameters()}
+    assert len(shared) > len(list(reference.parameters())) / 2
+
+
 def test_trainable_layers_must_be_there(policy: TransformersPolicy) -> None:
     with pytest.raises(ConfigError, match="give 1 to 3"):
         SplitModel(policy, 4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_policy
 
-from simfarm.errors import ConfigError, DataError, ModelError
+from simfarm.errors import ConfigError, DataError, ModelError, RunError
 from simfarm.methods.best_of_n import choose
 from simfarm.methods.config import ExpertIterationConfig, SFTConfig
 from simfarm.methods.expert_iteration import expert_iteration
 from simfarm.methods.sft import fine_tune
 from simfarm.policies.optimise import cosine_with_warmup, linear_with_warmup
 from simfarm.policies.split import SplitModel
-from simfarm.policies.training import METRICS, Setup
+from simfarm.policies.training import CHECKPOINT, METRICS, Setup
 from simfarm.policies.transformers import Response
 from simfarm.rewards.config import RewardConfig
 from simfarm.rewards.ensemble import RewardEnsemble, resample, train_ensemble
@@ -123,12 +124,12 @@ def planted(n: int, flip: float = 0.0) -> tuple[SplitModel, Pairs, np.ndarray]:
 def test_a_reward_model_learns_through_label_noise(tmp_path, pooling: str) -> None:
     split, pairs, clean = planted(500, flip=0.25)
     train = Pairs(pairs.prompts[:400], pairs.outputs_1[:400], pairs.outputs_2[:400], pairs.p_first[:400])
-    log: list[dict[str, float]] = []
     config = RewardConfig(epochs=4, learning_rate=2e-3, pooling=pooling)
-    model = train_reward_model(split, train, config, seed=0, log=log.append)
+    model = train_reward_model(split, train, config, seed=0, setup=Setup(folder=tmp_path / "training"))
     r1, r2 = (model.rewards(pairs.prompts, side) for side in (pairs.outputs_1, pairs.outputs_2))
     assert accuracy(r1[400:], r2[400:], clean[400:]) > 0.9
-    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    metrics = [json.loads(line) for line in (tmp_path / "training/metrics.jsonl").read_text().splitlines()]
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     model.offset += 3.0
     model.save(tmp_path)
     again = RewardModel.load(split, tmp_path)
@@ -313,6 +314,28 @@ def test_an_interrupted_reward_training_ends_as_an_uninterrupted_one(tmp_path: P
     for i in range(2):
         name = f"member-{i}/{METRICS}"
         assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_a_checkpoint_of_other_labels_is_refused(tmp_path: Path) -> None:
+    split, pairs, _ = planted(30)
+    config, setup = RewardConfig(batch_size=8, learning_rate=2e-3), Setup(folder=tmp_path)
+    train_reward_model(split, pairs, config, seed=0, setup=setup)
+    turned = Pairs(pairs.prompts, pairs.outputs_1, pairs.outputs_2, 1 - np.asarray(pairs.p_first))
+    with pytest.raises(RunError, match="of another training: data was"):
+        train_reward_model(split, turned, config, seed=0, setup=setup)
+
+
+def test_a_checkpoint_older_than_a_key_counts_as_having_its_default(tmp_path: Path) -> None:
+    split, pairs, _ = planted(30)
+    config, setup = RewardConfig(batch_size=8, learning_rate=2e-3), Setup(folder=tmp_path)
+    train_reward_model(split, pairs, config, seed=0, setup=setup)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    for key in ("data", "margin"):
+        del state["identity"][key]
+    torch.save(state, tmp_path / CHECKPOINT)
+    train_reward_model(split, pairs, config, seed=0, setup=setup)
+    with pytest.raises(RunError, match=r"margin was 0.0 and is now 0.5"):
+        train_reward_model(split, pairs, config.model_copy(update={"margin": 0.5}), seed=0, setup=setup)
 
 
 def test_rows_with_gradients_at_once_do_not_change_what_a_reward_model_learns() -> None:

@@ -88,11 +88,15 @@ def test_responses_and_log_probabilities_are_those_of_the_policy_of_the_moment(s
     other, _ = sampler.sample(split.policy, prompts, keys, max_new_tokens=6, seed=6)
     assert other != drawn
     # all requests are there before the first is begun
-    assert started[0].calls[:4] == ["reload_weights", "sleep 0", "enqueue 3", "wake_up ['scheduling']"]
+    asking = ["sleep 0", "enqueue 3", "wake_up ['scheduling']"]
+    assert started[0].calls == [*asking, *["reload_weights", *asking] * 4]
 
 
 def test_what_the_sampler_made_goes_with_it(started: list[FakeLLM]) -> None:
-    sampler = VLLMSampler(tiny_policy(), context=40, rows=4)
+    split, prompts = setting()
+    sampler = VLLMSampler(split.policy, context=40, rows=4)
+    assert not started, "a training that is finished needs no vLLM"
+    sampler.sample(split.policy, prompts, [0, 1, 2], max_new_tokens=2, seed=0)
     folder = Path(started[0].model)
     assert (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file()
     del sampler
@@ -198,6 +202,7 @@ def test_what_cannot_work_is_refused(started: list[FakeLLM], monkeypatch: pytest
         new_sampler("vllm", split, prompts, max_new_tokens=300, setup=PLAIN)
     sampler = new_sampler("vllm", split, prompts, max_new_tokens=4, setup=PLAIN)
     assert sampler is not None
+    sampler.sample(split.policy, prompts, [0, 1, 2], max_new_tokens=4, seed=0)
     started[-1].finish = "abort"
     with pytest.raises(ModelError, match=r"3 responses to 3 prompts, which ended by .'abort'."):
         sampler.sample(split.policy, prompts, [0, 1, 2], max_new_tokens=4, seed=0)
@@ -209,8 +214,10 @@ def test_what_cannot_work_is_refused(started: list[FakeLLM], monkeypatch: pytest
         raise ValueError("no memory left")
 
     monkeypatch.setattr(sys.modules["vllm"], "LLM", refuse)
+    another = new_sampler("vllm", split, prompts, max_new_tokens=4, setup=PLAIN)
+    assert another is not None
     with pytest.raises(ModelError, match="vLLM cannot load 'tiny': no memory left"):
-        new_sampler("vllm", split, prompts, max_new_tokens=4, setup=PLAIN)
+        another.sample(split.policy, prompts, [0, 1, 2], max_new_tokens=4, seed=0)
     monkeypatch.setattr(workers, "count", lambda: 2)
     with pytest.raises(ConfigError, match="2 are at work here"):
         new_sampler("vllm", split, prompts, max_new_tokens=4, setup=PLAIN)

@@ -164,6 +164,10 @@ class ExperimentConfig(Section):
     def _check(self) -> ExperimentConfig:
         if twice := {m for m in self.methods if self.methods.count(m) > 1}:
             raise ValueError(f"methods names {', '.join(sorted(twice))} twice")
+        if self.expert_iteration.rollout != "transformers":
+            raise ValueError(
+                "expert_iteration.rollout: in an experiment transformers draws its candidates; leave it out"
+            )
         for key, given in (("outputs", self.outputs), ("checkpoints", self.checkpoints)):
             taken = {*self.methods, "baseline"} & given.keys()
             if taken:

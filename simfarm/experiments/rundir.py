@@ -78,18 +78,23 @@ class RunDirectory:
         try:
             lock = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
-            raise RunError(
-                f"The run directory {self.path} cannot be written: {error.strerror}. Mend its permissions, or give "
-                "another with --out."
-            ) from error
+            raise self._unwritable(error) from error
         with lock:
-            self._take(lock)
-            # another process may have worked here since the directory was opened
-            if (self.path / CONFIG).is_file():
-                self._check_same()
-            self._load()
-            self._begin(inputs, prices)
+            try:
+                self._take(lock)
+                # another process may have worked here since the directory was opened
+                if (self.path / CONFIG).is_file():
+                    self._check_same()
+                self._load()
+                self._begin(inputs, prices)
+            except OSError as error:
+                raise self._unwritable(error) from error
             yield
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"The run directory {self.path} cannot be written: {error.strerror}. Mend that, or give another with --out."
+        )
 
     def _take(self, file: TextIO) -> None:
         if sys.platform == "win32":

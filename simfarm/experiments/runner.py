@@ -36,7 +36,8 @@ def run_experiment(config: ExperimentConfig, out: Path, *, track: str | None = N
         config: What to run.
         out: The run directory; an interrupted run of the same config goes on, a finished one is only opened.
         track: Where the metrics of trainings (but expert iteration's) go as well, one of `policies.trackers.TRACKERS`:
-            TensorBoard's files to methods/METHOD/tensorboard, the others' runs to project simfarm.
+            TensorBoard's files to reward/tensorboard and methods/METHOD/tensorboard, the others' runs to project
+            simfarm.
 
     Raises:
         MissingExtraError: Something it needs is not installed.
@@ -48,7 +49,7 @@ def run_experiment(config: ExperimentConfig, out: Path, *, track: str | None = N
     stages = stages_of(config)
     if all(map(directory.is_done, stages)):
         return directory
-    check_extras()
+    check_extras(config)
     if track is not None:
         require(track, track, f"--track {track}")
     run = Run(config, directory, track)

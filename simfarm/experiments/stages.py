@@ -92,14 +92,15 @@ class Run:
 
     @contextmanager
     def tracker(self, method: str) -> Iterator[Tracker | None]:
-        """Open the tracker of a method's training, if there is to be one."""
+        """Open the tracker of a method's training, or of the reward model's, if there is to be one."""
         from simfarm.policies.trackers import open_tracker
 
         if self.track is None:
             yield None
             return
         settings = getattr(self.config, method).model_dump()
-        tracker = open_tracker(self.track, self.dir / "methods" / method, settings)
+        folder = self.dir / method if method == "reward" else self.dir / "methods" / method
+        tracker = open_tracker(self.track, folder, settings)
         try:
             yield tracker
         finally:
@@ -176,6 +177,7 @@ def labels(run: Run) -> None:
 
 def reward(run: Run) -> None:
     """Train the reward model on the noisy labels, centre it, and test it on held-out labels, noisy and clean."""
+    from simfarm.policies.training import CHECKPOINT, Setup
     from simfarm.rewards.train import Pairs, accuracy, train_reward_model
 
     table = run.dir.read("labels.parquet")
@@ -187,7 +189,6 @@ def reward(run: Run) -> None:
             f"{len(table)} labels leave {len(train)} to train and {len(test)} to test the reward model on. Take more "
             "instructions (data.limit) or responses (annotation.responses)."
         )
-    log: list[dict[str, float]] = []
     pairs = Pairs(
         run.prompts(train),
         list(train["output_1"]),
@@ -195,10 +196,11 @@ def reward(run: Run) -> None:
         train["preference"].map(probability_from_preference).to_numpy(np.float64),
     )
     epochs = run.config.reward.epochs
-    with track("training the reward model", len(train) * epochs, "pairs") as advance:
+    with track("training the reward model", len(train) * epochs, "pairs") as advance, run.tracker("reward") as tracker:
         model = train_reward_model(
-            run.split, pairs, run.config.reward, seed=run.config.seed, log=log.append, progress=advance
-        )
+            run.split, pairs, run.config.reward, seed=run.config.seed, progress=advance,
+            setup=Setup(folder=run.dir / "reward", tracker=tracker),
+        )  # fmt: skip
     responses = run.dir.read("samples/preference.parquet")
     with track("scoring the labelled responses", len(responses), "responses") as advance:
         scores = model.rewards(run.prompts(responses), list(responses["output"]), progress=advance)
@@ -218,8 +220,8 @@ def reward(run: Run) -> None:
             # pair by pair, so that an interval can be clustered by instruction
             run.dir.write(rows.assign(reward_1=r1, reward_2=r2), "reward/held_out.parquet")
     model.save(run.dir / "reward")
-    run.dir.write(pd.DataFrame(log).assign(step=range(len(log))), "reward/metrics.jsonl")
     run.dir.write_json("reward/accuracy.json", metrics)
+    (run.dir / "reward" / CHECKPOINT).unlink(missing_ok=True)
 
 
 def eval_samples(run: Run) -> None:
@@ -471,7 +473,7 @@ def prices_of(config: ExperimentConfig) -> dict[str, str]:
     return found
 
 
-def check_extras() -> None:
+def check_extras(config: ExperimentConfig) -> None:
     """Check that the packages a run needs are installed.
 
     Raises:
@@ -479,3 +481,6 @@ def check_extras() -> None:
     """
     for module in ("torch", "transformers", "safetensors"):
         require(module, "local", "An experiment")
+    chosen = [getattr(config, method, None) for method in config.methods]
+    if any(getattr(method, "rollout", "transformers") == "vllm" for method in chosen):
+        require("vllm", "vllm", 'rollout = "vllm"')

@@ -41,7 +41,7 @@ class ExpertIterationConfig(BaseModel):
     """How often: each round draws from the policy of the one before, and fine-tunes the initial one (AlpacaFarm: 1).
     An experiment does one."""
     rollout: Rollout = "transformers"
-    """An experiment's samples are those of best-of-n, by transformers."""
+    """In an experiment transformers draws the candidates."""
     sft: SFTConfig = SFTConfig()
 
 

@@ -127,6 +127,7 @@ def dpo(split: SplitModel, pairs: Preferences, config: DPOConfig, *, seed: int, 
         setup=setup,
         policy=lambda: split.with_top(policy, "dpo"),
         reference=split.policy,
+        data=[list(pairs.prompts), [list(map(int, r)) for r in responses], list(map(float, pairs.p_first))],
     )
     lengths = [sum(spans[i]) + spans[n + i][1] for i in range(n)]
     for step in trainer.steps():

@@ -167,6 +167,7 @@ def ppo(
         setup=replace(setup, checkpoint_every=config.checkpoint_every),
         policy=lambda: split.with_top(policy, "ppo"),
         reference=split.policy,
+        data=list(prompts),
         adam_eps=1e-5,
         max_grad_norm=config.max_grad_norm,
     )

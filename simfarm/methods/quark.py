@@ -75,6 +75,7 @@ def quark(
         setup=setup,
         policy=lambda: split.with_top(policy, "quark"),
         reference=split.policy,
+        data=list(prompts),
         marker=marker(config),
     )
     sampler = new_sampler(

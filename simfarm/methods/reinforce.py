@@ -57,6 +57,7 @@ def reinforce(
         setup=setup,
         policy=lambda: split.with_top(policy, "reinforce"),
         reference=split.policy,
+        data=list(prompts),
         # one norm for both would let the value's error set the policy's step
         max_grad_norm=math.inf,
     )

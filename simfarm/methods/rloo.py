@@ -80,6 +80,7 @@ def rloo(
         setup=setup,
         policy=lambda: split.with_top(policy, "rloo"),
         reference=split.policy,
+        data=list(prompts),
     )
     sampler = new_sampler(config.rollout, split, prompts, max_new_tokens=max_new_tokens, setup=setup)
     for step in trainer.steps():

@@ -111,7 +111,7 @@ def new_sampler(
     setup: Setup,
     marker: str = "",
 ) -> VLLMSampler | None:
-    """Start what draws the responses of a method; nothing where the policy does it itself.
+    """Return what draws the responses of a method; nothing where the policy does it itself.
 
     Args:
         rollout: Who draws.
@@ -125,7 +125,6 @@ def new_sampler(
         ConfigError: vLLM is asked for by one of several processes.
         DataError: A prompt with its response does not fit the model's context.
         MissingExtraError: vLLM is asked for and not installed.
-        ModelError: vLLM cannot load the model.
     """
     if rollout == "transformers":
         return None

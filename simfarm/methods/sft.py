@@ -83,6 +83,7 @@ def fine_tune(
         setup=setup,
         policy=lambda: split.with_top(top, method),
         reference=split.policy,
+        data=[list(prompts), [list(map(int, r)) for r in responses]],
         marker=marker,
     )
     lengths = [p + r for p, r in spans]

@@ -41,13 +41,13 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return (B, T, heads, D) attention outputs; an attention function as transformers' `AttentionInterface` takes it.
+    """Return (B, T, heads, D') attention outputs; an attention function as transformers' `AttentionInterface` takes it.
 
     Args:
         module: The layer.
         query: (B, heads, T, D).
         key: (B, key heads, S, D), key heads a divisor of heads.
-        value: The same shape.
+        value: (B, key heads, S, D').
         attention_mask: True where a query may look, or what is added to the scores; causal if there is none.
         dropout: Share of weights set to zero.
         scaling: Factor of the scores, D^-½ if not given.
@@ -81,4 +81,4 @@ def attend(
             added = added.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         scores = scores + added
     weights = functional.softmax(scores, -1).reshape(batch, groups, -1, seen)
-    return (weights @ value).reshape(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    return (weights @ value).reshape(batch, heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None

@@ -147,9 +147,16 @@ class SplitModel:
         return Top(body, self.compute)
 
     def initial_top(self) -> Top:
-        """Return the model's own last k layers and final norm, not to be trained: a reference takes no memory."""
+        """Return the last k layers and final norm with the model's own weights, not to be trained: a reference's."""
         base: Any = self.policy.model.base_model
-        return Top(_view(base, base.layers[-self.k :], base.norm), self.compute)
+        parts = nn.ModuleList([base.norm, *base.layers[-self.k :]])
+        # a LayerNorm takes no weights of another dtype than what it is given, which is float32: it alone is copied
+        shared = {id(p): p for m in parts.modules() if not isinstance(m, nn.LayerNorm) for p in m._parameters.values()}
+        norm, *layers = copy.deepcopy(parts, shared)
+        for module in nn.ModuleList([norm, *layers]).modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
+        return Top(_view(base, layers, norm), self.compute)
 
     def with_lora_rank(self, lora_rank: int | None) -> SplitModel:
         """Return the same model and cut, with tops of another kind."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import nn
 
+from simfarm import draws
 from simfarm.errors import RunError, TrainingError
 from simfarm.policies import workers
 from simfarm.policies.trackers import Tracker
@@ -94,6 +95,7 @@ class Trainer:
         setup: Setup,
         policy: Callable[[], TransformersPolicy],
         reference: TransformersPolicy,
+        data: draws.Part,
         marker: str = "",
         weight_decay: float = 0.0,
         adam_eps: float = 1e-8,
@@ -112,6 +114,7 @@ class Trainer:
             setup: How to run.
             policy: Makes the present policy, to answer watched prompts.
             reference: The initial policy.
+            data: What is learned from; its hash is kept in checkpoints.
             marker: What the policy finds before every prompt that is watched.
             weight_decay: Of AdamW.
             adam_eps: ε of Adam.
@@ -120,7 +123,10 @@ class Trainer:
         self.setup, self.policy, self.reference, self.marker, self.rate = setup, policy, reference, marker, rate
         self.modules, self.total_steps, self.seed, self.max_grad_norm = modules, steps, seed, max_grad_norm
         self.learning_rate = learning_rate
-        self.identity: dict[str, Any] = {"method": method, "seed": seed, "steps": steps, **config.model_dump()}
+        facts = {"method": method, "seed": seed, "steps": steps, "data": draws.digest(data).hex()[:16]}
+        self.identity: dict[str, Any] = {**facts, **config.model_dump()}
+        self._younger = {"data": facts["data"], **type(config).model_construct().model_dump()}
+        """What a checkpoint without a key counts as having: a config's defaults, and data that nobody hashed."""
         self.trained = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=weight_decay, eps=adam_eps)
         self.history: list[dict[str, float]] = []
@@ -287,7 +293,7 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            identity = state["identity"]
+            identity = {**self._younger, **state["identity"]}
             modules = state["modules"]
             tensors = {name: module.keys() for name, module in modules.items()}
         except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:

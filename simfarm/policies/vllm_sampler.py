@@ -36,7 +36,7 @@ class VLLMSampler:
     """A copy of a policy's model in vLLM. It ends, and its folder goes, when the object does."""
 
     def __init__(self, policy: TransformersPolicy, *, context: int, rows: int) -> None:
-        """Start vLLM.
+        """Check that vLLM can be had; it starts with the first sampling, which a finished training never comes to.
 
         Args:
             policy: The model, in the dtype that vLLM computes in.
@@ -46,32 +46,13 @@ class VLLMSampler:
         Raises:
             DataError: The model's context is shorter.
             MissingExtraError: vLLM is not installed.
-            ModelError: vLLM cannot load the model.
         """
         self._vllm: Any = require("vllm", "vllm", 'rollout = "vllm"')
         policy.check_lengths([context])
+        self._context, self._rows = context, rows
+        self._llm: Any = None
         self._folder = Path(tempfile.mkdtemp(prefix="simfarm-vllm-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        policy.tokenizer.save_pretrained(self._folder)
-        policy.model.save_pretrained(self._folder)
-        try:
-            self._llm: Any = self._vllm.LLM(
-                model=str(self._folder),
-                dtype=str(policy.model.dtype).removeprefix("torch."),
-                max_model_len=context,
-                max_num_seqs=rows,
-                # reading a prompt in parts winds its row's generator back, which a CPU's generator cannot do
-                enable_chunked_prefill=False,
-                max_num_batched_tokens=max(context, BATCHED_TOKENS),
-                kv_cache_memory_bytes=KV_CACHE,
-                # with the cache's size given, vLLM only checks that this share of the device is free when it starts
-                gpu_memory_utilization=0.1,
-                # compiling for a CPU takes minutes, more than it saves in a short training
-                enforce_eager=policy.device.type == "cpu",
-                disable_log_stats=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"vLLM cannot load {policy.name!r}: {error}") from error
 
     def sample(
         self,
@@ -89,7 +70,7 @@ class VLLMSampler:
             n responses, and vLLM's own log-probability of each of their tokens, in nats, at temperature 1.
 
         Raises:
-            ModelError: vLLM gave up a response, or keeps what it computed with the weights before.
+            ModelError: vLLM cannot load the model, gave up a response, or keeps what it computed with other weights.
         """
         self._load(policy)
         parameters = [
@@ -121,7 +102,31 @@ class VLLMSampler:
 
     def _load(self, policy: TransformersPolicy) -> None:
         policy.model.save_pretrained(self._folder)
+        if self._llm is None:
+            policy.tokenizer.save_pretrained(self._folder)
+            self._llm = self._start(policy)
+            return
         self._llm.collective_rpc("reload_weights")
         # vLLM keeps keys and values of prompts it has read; those are of the weights before
         if not self._llm.reset_prefix_cache():
             raise ModelError("vLLM did not forget what it computed with the weights before: a request still runs.")
+
+    def _start(self, policy: TransformersPolicy) -> Any:
+        try:
+            return self._vllm.LLM(
+                model=str(self._folder),
+                dtype=str(policy.model.dtype).removeprefix("torch."),
+                max_model_len=self._context,
+                max_num_seqs=self._rows,
+                # reading a prompt in parts winds its row's generator back, which a CPU's generator cannot do
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(self._context, BATCHED_TOKENS),
+                kv_cache_memory_bytes=KV_CACHE,
+                # with the cache's size given, vLLM only checks that this share of the device is free when it starts
+                gpu_memory_utilization=0.1,
+                # compiling for a CPU takes minutes, more than it saves in a short training
+                enforce_eager=policy.device.type == "cpu",
+                disable_log_stats=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"vLLM cannot load {policy.name!r}: {error}") from error

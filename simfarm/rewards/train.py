@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simfarm import draws
 from simfarm.errors import ConfigError, DataError
 from simfarm.evaluation.clustering import clustered_mean, codes
-from simfarm.policies.optimise import Log, cosine_with_warmup
+from simfarm.policies.optimise import cosine_with_warmup
 from simfarm.policies.split import SplitModel
 from simfarm.policies.training import PLAIN, Setup, Trainer
 from simfarm.policies.transformers import length_sorted_batches
@@ -42,7 +42,6 @@ def train_reward_model(
     *,
     seed: int,
     setup: Setup = PLAIN,
-    log: Log = lambda row: None,
     progress: Progress = no_progress,
 ) -> RewardModel:
     """Fit a reward model by maximum likelihood under Bradley–Terry.
@@ -55,7 +54,6 @@ def train_reward_model(
         config: Hyper-parameters.
         seed: Of the order of the pairs.
         setup: How to run; its micro-batch counts prompts, each with all its labels in the batch.
-        log: Called after each optimiser step with loss, accuracy on the batch and learning rate.
         progress: Called with the number of pairs seen, epoch by epoch.
 
     Raises:
@@ -101,7 +99,8 @@ def train_reward_model(
         return pairwise_loss(r1, r2, target, margin=config.margin, flip=config.flip), right.tolist()
 
     members = list(zip(*sides, strict=True))
-    _fit(model, texts, pairs.prompts, members, loss, config, seed=seed, setup=setup, log=log, progress=progress)
+    data: draws.Part = [*map(list, (pairs.prompts, pairs.outputs_1, pairs.outputs_2)), p_first.tolist()]
+    _fit(model, texts, pairs.prompts, members, loss, config, data=data, seed=seed, setup=setup, progress=progress)
     return model
 
 
@@ -120,7 +119,6 @@ def train_on_rankings(
     *,
     seed: int,
     setup: Setup = PLAIN,
-    log: Log = lambda row: None,
     progress: Progress = no_progress,
 ) -> RewardModel:
     """Fit a reward model to rankings by K-wise maximum likelihood under Plackett–Luce.
@@ -131,8 +129,6 @@ def train_on_rankings(
         config: Hyper-parameters; a batch counts rankings. `head`, `margin` and `flip` are of pairs only.
         seed: Of the order of the rankings.
         setup: How to run; its micro-batch counts prompts, each with all its rankings in the batch.
-        log: Called after each optimiser step with loss, accuracy (share of the batch's best responses with the highest
-            reward) and learning rate.
         progress: Called with the number of rankings seen, epoch by epoch.
 
     Raises:
@@ -164,7 +160,8 @@ def train_on_rankings(
         ranked = [rewards(members[i]) for i in rows]
         return plackett_luce_loss(ranked), [int(r.argmax()) == 0 for r in ranked]
 
-    _fit(model, texts, rankings.prompts, members, loss, config, seed=seed, setup=setup, log=log, progress=progress)
+    data: draws.Part = [list(rankings.prompts), [list(row) for row in rankings.responses]]
+    _fit(model, texts, rankings.prompts, members, loss, config, data=data, seed=seed, setup=setup, progress=progress)
     return model
 
 
@@ -186,9 +183,9 @@ def _fit(
     loss_of: Callable[[list[int], Rewards], tuple[torch.Tensor, list[bool]]],
     config: RewardConfig,
     *,
+    data: draws.Part,
     seed: int,
     setup: Setup,
-    log: Log,
     progress: Progress,
 ) -> None:
     """Train on labels that each compare some texts; `loss_of` gives some labels' mean loss, and which it has right."""
@@ -205,6 +202,7 @@ def _fit(
         setup=setup,
         policy=lambda: model.split.policy,
         reference=model.split.policy,
+        data=data,
         weight_decay=config.weight_decay,
     )
     seen = 0
@@ -225,7 +223,6 @@ def _fit(
         sums = trainer.update(range(len(parts)), longest, len(batches[step]), loss)
         accuracy = sums["right"] / sums["decided"] if sums["decided"] else math.nan
         trainer.record({"loss": sums["loss"], "accuracy": accuracy})
-        log({name: trainer.history[-1][name] for name in ("loss", "accuracy", "learning_rate")})
         progress(sum(map(len, batches[seen : step + 1])))
         seen = step + 1
     progress(sum(map(len, batches[seen:])))
