@@ -20,7 +20,7 @@ from simfarm.annotators.costs import judgments
 from simfarm.annotators.pool import Pool, load_pool
 from simfarm.annotators.pool_config import pool_folder
 from simfarm.cli import cli
-from simfarm.errors import ConfigError, RunError, SimfarmError, UnknownNameError
+from simfarm.errors import ConfigError, MissingExtraError, RunError, SimfarmError, UnknownNameError
 from simfarm.experiments.config import load_experiment
 from simfarm.experiments.judging import gold_scores
 from simfarm.experiments.rundir import RunDirectory
@@ -274,6 +274,15 @@ def test_the_plan_counts_the_gold_verdicts_that_are_asked(
     assert work[f"verdicts by {pool} along PPO (gold)"] == shown[0] and work["responses looked at"] == 8 * 2
 
 
+def test_a_missing_vllm_is_said_before_anything_is_done(
+    tiny_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MissingExtraError, match=r"simfarm\[vllm\]"):
+        run_experiment(load_experiment(str(tiny_toml), ["ppo.rollout=vllm"]), tmp_path / "run")
+    assert not (tmp_path / "run/samples").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -287,6 +296,7 @@ def test_the_plan_counts_the_gold_verdicts_that_are_asked(
         (["outputs.ppo=x.json"], "makes itself"),
         (["seed.x=1"], "seed"),
         (["outputs.a/b=x.json"], "leave out slashes"),
+        (["expert_iteration.rollout=vllm"], "transformers draws its candidates"),
     ],
 )
 def test_bad_settings_are_explained(settings: list[str], message: str) -> None:
