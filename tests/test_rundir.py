@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from simfarm.annotators.costs import unit_prices
@@ -107,3 +108,14 @@ def test_unit_prices_are_dated_free_or_unknown() -> None:
         assert unit_prices(load_pool("alpacaeval", models={"judge": model}, base_url=url), prices) == {model: text}
     own = unit_prices(load_pool("alpacaeval", base_url="http://me:secret@gpu:8000/v1"), prices)
     assert list(own.values()) == ["unknown"] and next(iter(own)).endswith(" at gpu/v1")
+
+
+def test_half_a_unit_of_a_killed_process_does_not_stay_in_the_way(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    table = pd.DataFrame({"x": range(5)})
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units/.unit-00001.parquet.99").write_bytes(b"PAR1")
+    done = run.in_units("units", table, 2, lambda part: part.assign(y=part["x"] * 2))
+    assert list(done["y"]) == [0, 2, 4, 6, 8]
+    run.drop_units("units")
+    assert not (tmp_path / "units").exists()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -211,6 +212,5 @@ class RunDirectory:
 
     def drop_units(self, name: str) -> None:
         """Remove the folder of units; its rows are in the stage's own table by then."""
-        for path in (self.path / name).glob("unit-*.parquet"):
-            path.unlink()
-        (self.path / name).rmdir()
+        # whole: a killed process may have left half a unit there
+        shutil.rmtree(self.path / name)
