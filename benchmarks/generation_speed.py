@@ -28,7 +28,8 @@ import torch
 
 from simfarm import models
 from simfarm.evalsets import load_instructions
-from simfarm.policies.transformers import TransformersPolicy, pad
+from simfarm.policies.decoding import pad
+from simfarm.policies.transformers import TransformersPolicy
 
 SCORED_AT_ONCE = 16
 

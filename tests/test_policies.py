@@ -9,13 +9,12 @@ from transformers.cache_utils import DynamicLayer
 
 from simfarm.errors import ConfigError, DataError, ModelError
 from simfarm.policies.cache import RoomyLayer
+from simfarm.policies.decoding import pad, read_prompts, sample_tokens
 from simfarm.policies.split import SplitModel, load_tensors, save_tensors
 from simfarm.policies.transformers import (
     TransformersPolicy,
     hidden_states,
     length_sorted_batches,
-    pad,
-    sample_tokens,
     token_log_probabilities,
 )
 
@@ -53,6 +52,24 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(policy: TransformersPolicy)
     assert policy.sample(prompts, [9, 1, 2, 3], **arguments)[0] != together[0]
 
 
+@pytest.mark.parametrize(("layers", "new_tokens"), [(1, 40), (2, 8), (3, 12)])
+def test_the_states_that_sampling_keeps_are_the_trunks(
+    policy: TransformersPolicy, layers: int, new_tokens: int
+) -> None:
+    split = SplitModel(policy, layers)
+    writer = split.with_top(split.new_top(), "writer")
+    prompts = [policy.render(p) for p in PROMPTS * 6]
+    drawing = {"max_new_tokens": new_tokens, "seed": 1, "batch_size": 16}
+    responses, states = writer.sample_with_states(prompts, list(range(24)), layers=layers, **drawing)
+    assert responses == writer.sample(prompts, list(range(24)), **drawing)
+    # some end, some do not
+    assert len({len(r.tokens) for r in responses}) > 1 and {r.finished for r in responses} == {True, False}
+    end = policy.tokenizer.eos_token_id
+    texts = [[*r.tokens, *([] if r.finished else [end])] for r in responses]
+    for kept, computed in zip(states, split.trunk_states([policy.encode(p) for p in prompts], texts), strict=True):
+        torch.testing.assert_close(kept, computed, rtol=1e-4, atol=1e-5)
+
+
 def test_reading_prompts_makes_no_copies_of_the_head() -> None:
     """PyTorch multiplies strided states by weights repeated for every row: more memory and time than all layers."""
 
@@ -69,7 +86,7 @@ def test_reading_prompts_makes_no_copies_of_the_head() -> None:
     frozen = tiny_policy()
     frozen.model.requires_grad_(False)
     with torch.no_grad(), Products() as products:
-        frozen._read_prompts([frozen.encode(frozen.render(p)) for p in "abcdefgh"])
+        read_prompts(frozen.model, [frozen.encode(frozen.render(p)) for p in "abcdefgh"], frozen.pad_id)
     assert frozen.model.config.vocab_size not in products.widths
 
 

@@ -12,13 +12,8 @@ from simfarm import draws
 from simfarm.errors import DataError
 from simfarm.llm.backend import CallFailed, Rejected, defused
 from simfarm.llm.request import Request, TokenProbability, completion
-from simfarm.policies.transformers import (
-    Response,
-    TransformersPolicy,
-    length_sorted_batches,
-    pad,
-    sample_tokens,
-)
+from simfarm.policies.decoding import pad, sample_tokens
+from simfarm.policies.transformers import Response, TransformersPolicy, length_sorted_batches
 
 BATCH = 32
 
@@ -117,7 +112,7 @@ class HFEngine:
         for rows in length_sorted_batches([len(ids) for ids in encoded], BATCH):
             ids, mask = pad([encoded[i] for i in rows], policy.pad_id, side="left", device=policy.device)
             places = (mask.cumsum(1) - 1).clamp(min=0)
-            # an index, not a slice: see TransformersPolicy._read_prompts
+            # an index, not a slice: see decoding.read_prompts
             last = torch.tensor([ids.shape[1] - 1], device=policy.device)
             out = policy.model(
                 input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=last

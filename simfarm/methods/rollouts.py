@@ -189,15 +189,16 @@ def collect(
         "temperature": temperature,
     }
     sampler_logp = None
+    encoded, questions = ([split.policy.encode(prompt) for prompt in some] for some in (chosen, asked))
     if sampler is None:
-        responses = writer.sample(asked, keys, batch_size=setup.batch_size, **drawing)
+        responses, asked_states = writer.sample_with_states(
+            asked, keys, layers=split.k, batch_size=setup.batch_size, **drawing
+        )
     else:
         responses, by_sampler = sampler.sample(writer, asked, keys, **drawing)
         sampler_logp = [torch.tensor(row, dtype=torch.float32, device=split.policy.device) for row in by_sampler]
-    end = int(split.policy.tokenizer.eos_token_id)
-    encoded = [split.policy.encode(prompt) for prompt in chosen]
-    # the reward model reads an end of turn after every response; the policy does not look at it
-    whole = split.trunk_states(encoded, [[*r.tokens, *([] if r.finished else [end])] for r in responses])
+        asked_states = _states_of(split, questions, responses)
+    whole = _states_of(split, encoded, responses) if marker else asked_states
     scores = np.asarray(reward(responses, [Text(s, len(p)) for s, p in zip(whole, encoded, strict=True)]), dtype=float)
     if not np.isfinite(scores).all():
         raise TrainingError("The reward of a rollout is not finite. Look at the reward model.")
@@ -206,9 +207,9 @@ def collect(
     targets = [r.tokens for r in responses]
     ref_logp = _log_probabilities(split, reference, states, spans, targets, setup)
     if marker:
-        questions = [split.policy.encode(prompt) for prompt in asked]
         asked_spans = [(len(q), len(t)) for q, t in zip(questions, targets, strict=True)]
-        logp = _log_probabilities(split, policy, split.trunk_states(questions, targets), asked_spans, targets, setup)
+        asked_states = [s[: q + t] for s, (q, t) in zip(asked_states, asked_spans, strict=True)]
+        logp = _log_probabilities(split, policy, asked_states, asked_spans, targets, setup)
     else:
         logp = _log_probabilities(split, policy, states, spans, targets, setup, value)
     values = [both[:, 1] for both in logp] if value else [torch.empty(0)] * len(logp)
@@ -235,6 +236,14 @@ def collect(
         sampler_logp,
         [f[6].to(device) for f in facts] if value else None,
     )
+
+
+def _states_of(
+    split: SplitModel, prompts: Sequence[Sequence[int]], responses: Sequence[Response]
+) -> list[torch.Tensor]:
+    """Return trunk states with an end of turn after every response: the reward model reads it, the policy does not."""
+    end = int(split.policy.tokenizer.eos_token_id)
+    return split.trunk_states(prompts, [[*r.tokens, *([] if r.finished else [end])] for r in responses])
 
 
 def _log_probabilities(

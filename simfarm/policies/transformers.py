@@ -19,14 +19,11 @@ from numpy.typing import NDArray
 from simfarm import draws, models
 from simfarm.errors import DataError, ModelError
 from simfarm.policies.attention import use_plain_products
+from simfarm.policies.decoding import decode, pad, read_prompts
 from simfarm.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-PROMPT_GROUP = 16
-"""Prompts of like length that are read together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,93 +158,72 @@ class TransformersPolicy:
         Raises:
             DataError: A prompt with its response would not fit the model's context.
         """
+        return self._sample(prompts, keys, None, max_new_tokens, seed, temperature, batch_size, progress)[0]
+
+    @torch.no_grad()
+    def sample_with_states(
+        self,
+        prompts: Sequence[str],
+        keys: Sequence[draws.Part],
+        *,
+        layers: int,
+        max_new_tokens: int,
+        seed: int,
+        temperature: float = 1.0,
+        batch_size: int = 128,
+    ) -> tuple[list[Response], list[torch.Tensor]]:
+        """Sample as `sample` does, and keep the states that enter the last layers, which sampling computes anyway.
+
+        Args:
+            prompts: See `sample`.
+            keys: See `sample`.
+            layers: How many last layers.
+            max_new_tokens: See `sample`.
+            seed: See `sample`.
+            temperature: See `sample`.
+            batch_size: See `sample`.
+
+        Returns:
+            n responses, and n tensors, (tokens, H), over prompt, response, and an end of turn where the response has
+            none: what `SplitModel.trunk_states` computes anew, up to rounding.
+        """
+        return self._sample(prompts, keys, layers, max_new_tokens, seed, temperature, batch_size, no_progress)
+
+    def _sample(
+        self,
+        prompts: Sequence[str],
+        keys: Sequence[draws.Part],
+        layers: int | None,
+        max_new_tokens: int,
+        seed: int,
+        temperature: float,
+        batch_size: int,
+        progress: Progress,
+    ) -> tuple[list[Response], list[torch.Tensor]]:
         encoded = [self.encode(prompt) for prompt in prompts]
         self.check_lengths([len(ids) + max_new_tokens for ids in encoded])
-        responses: list[Response | None] = [None] * len(prompts)
+        responses, states = [Response("", (), False)] * len(prompts), [torch.empty(0)] * len(prompts)
         for rows in prompt_sorted_batches(encoded, batch_size):
             noise = np.stack(
                 [np.random.default_rng(draws.seed_for(seed, "sample", keys[i])).random(max_new_tokens) for i in rows]
             )
-            for i, tokens in zip(rows, self._decode_batch([encoded[i] for i in rows], noise, temperature), strict=True):
-                responses[i] = Response(self.decode(tokens), tuple(tokens), bool(tokens) and tokens[-1] in self.end_ids)
-            progress(len(rows))
-        return [response for response in responses if response is not None]
-
-    def _decode_batch(
-        self, prompts: list[list[int]], noise: NDArray[np.float64], temperature: float
-    ) -> list[list[int]]:
-        steps, device = noise.shape[1], self.device
-        # a prompt that stands in several rows is read once
-        different = sorted({tuple(prompt) for prompt in prompts}, key=lambda prompt: (len(prompt), prompt))
-        copies = torch.tensor([different.index(tuple(prompt)) for prompt in prompts], device=device)
-        logits, mask, cache = self._read_prompts(different)
-        logits, mask = logits[copies], mask[copies]
-        cache.batch_select_indices(copies)
-        # float32 holds every uniform number below 1 that matters here, and MPS has no float64
-        uniform = torch.tensor(noise, dtype=torch.float32, device=device)
-        ends = torch.tensor(self.end_ids, device=device)
-        tokens = torch.full((len(prompts), steps), self.pad_id, device=device)
-        lengths = torch.full((len(prompts),), steps, device=device)
-        rows = torch.arange(len(prompts), device=device)  # which rows are still computed
-        writing = torch.ones_like(rows, dtype=torch.bool)  # which of these have not ended
-        for step in range(steps):
-            chosen = sample_tokens(logits, uniform[rows, step], temperature)
-            tokens[rows, step] = chosen
-            ended = torch.isin(chosen, ends) & writing
-            lengths[rows[ended]] = step + 1
-            writing &= ~ended
-            left = int(writing.sum())
-            if not left or step + 1 == steps:
-                break
-            # dropping rows copies the cache: done when it pays
-            if left <= 0.9 * len(rows):
-                keep = writing.nonzero().squeeze(1)
-                rows, chosen, mask, writing = (t[keep] for t in (rows, chosen, mask, writing))
-                cache.batch_select_indices(keep)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            logits = self.model(
-                input_ids=chosen.unsqueeze(1),
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-            ).logits[:, -1]
-        return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-
-    def _read_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Return the logits after each prompt (B, V), the mask (B, T) and the cache of prompts sorted by length.
-
-        They are read in groups of like length and then filled on the left to one length: filled up beforehand, one long
-        prompt would make all others as dear as itself.
-        """
-        from transformers import DynamicCache
-
-        from simfarm.policies.cache import roomy_cache
-
-        logits, masks, caches = [], [], []
-        for start in range(0, len(prompts), PROMPT_GROUP):
-            input_ids, mask = pad(prompts[start : start + PROMPT_GROUP], self.pad_id, side="left", device=self.device)
-            cache = DynamicCache(config=self.model.config)
-            position = (mask.cumsum(1) - 1).clamp(min=0)
-            # an index copies the last states, a slice (`logits_to_keep=1`) leaves them strided: PyTorch multiplies
-            # such states by a copy of the head's weights for every row
-            last = torch.tensor([input_ids.shape[1] - 1], device=self.device)
-            out = self.model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                logits_to_keep=last,
+            written, kept = decode(
+                self.model,
+                [encoded[i] for i in rows],
+                # float32 holds every uniform number below 1 that matters here, and MPS has no float64
+                torch.tensor(noise, dtype=torch.float32, device=self.device),
+                temperature=temperature,
+                ends=self.end_ids,
+                pad_id=self.pad_id,
+                end_of_text=int(self.tokenizer.eos_token_id),
+                layers=layers,
             )
-            logits.append(out.logits[:, -1])
-            masks.append(mask)
-            caches.append(cache)
-        width = masks[-1].shape[1]
-        whole = roomy_cache(self.model.config)
-        for layer in range(len(caches[0].layers)):
-            parts = [(c.layers[layer].keys, c.layers[layer].values) for c in caches]
-            keys, values = (torch.cat([_fill_left(t, width, -2) for t in side]) for side in zip(*parts, strict=True))
-            whole.update(keys, values, layer)
-        return torch.cat(logits), torch.cat([_fill_left(mask, width, -1) for mask in masks]), whole
+            for i, tokens in zip(rows, written, strict=True):
+                responses[i] = Response(self.decode(tokens), tuple(tokens), bool(tokens) and tokens[-1] in self.end_ids)
+            for i, state in zip(rows, kept, strict=layers is not None):
+                states[i] = state
+            progress(len(rows))
+        return responses, states
 
     @torch.inference_mode()
     def log_probabilities(
@@ -313,7 +289,7 @@ class TransformersPolicy:
         order = sorted(range(len(encoded)), key=lambda i: (encoded[i], i))
         for prompts, rows in itertools.groupby(order, key=encoded.__getitem__):
             by_length = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
-            logits, mask, cache = self._read_prompts([prompts[k] for k in by_length])
+            logits, mask, cache = read_prompts(self.model, [prompts[k] for k in by_length], self.pad_id)
             start, before = logits.float().log_softmax(-1), mask.sum(1, keepdim=True)
             for i in rows:
                 ids = torch.tensor([list(responses[i])] * len(prompts), dtype=torch.long, device=self.device)
@@ -356,31 +332,6 @@ class TransformersPolicy:
                 f"Row {row} takes {lengths[row]} tokens with its response; the context of {self.name!r} holds {limit}. "
                 "Shorten the prompt or lower max_new_tokens."
             )
-
-
-def _fill_left(tensor: torch.Tensor, width: int, dim: int) -> torch.Tensor:
-    """Set zeros before the entries of dimension -1 or -2, so that there are `width`."""
-    before = width - tensor.shape[dim]
-    return torch.nn.functional.pad(tensor, (before, 0) if dim == -1 else (0, 0, before, 0))
-
-
-def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Sample tokens by inverting the cumulative distribution: one uniform number per row, no noise over the vocabulary.
-
-    Args:
-        logits: (B, V).
-        uniform: (B,), in [0, 1).
-        temperature: Divides the logits; 0 takes the most likely token.
-
-    Returns:
-        (B,) token ids.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
-    # the total differs from 1 by rounding; scaled by it, the last token with any mass is the highest drawn
-    point = (uniform * cumulative[:, -1]).unsqueeze(1)
-    return torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
 def token_log_probabilities(
@@ -464,24 +415,3 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[l
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def pad(
-    rows: Sequence[Sequence[int]], fill: int, *, side: str, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fill token lists up to one length.
-
-    Returns:
-        (B, T) tokens and the (B, T) mask: 1 for a token, 0 for filling.
-    """
-    width = max(map(len, rows))
-    blank = [[fill] * (width - len(row)) for row in rows]
-    on = [[1] * len(row) for row in rows]
-    off = [[0] * len(b) for b in blank]
-    if side == "left":
-        tokens = [[*b, *row] for b, row in zip(blank, rows, strict=True)]
-        mask = [[*o, *i] for o, i in zip(off, on, strict=True)]
-    else:
-        tokens = [[*row, *b] for b, row in zip(blank, rows, strict=True)]
-        mask = [[*i, *o] for o, i in zip(off, on, strict=True)]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from simfarm import draws
 from simfarm.experiments.laboratory import grammar
 from simfarm.experiments.laboratory.config import ModelConfig
+from simfarm.policies.decoding import pad
 from simfarm.policies.optimise import cosine_with_warmup
-from simfarm.policies.transformers import TransformersPolicy, pad
+from simfarm.policies.transformers import TransformersPolicy
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<user> ' if m['role'] == 'user' else '<answer> ' }}{{ m['content'] }}<end>"
