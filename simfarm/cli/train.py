@@ -171,8 +171,8 @@ def train(
     trained = chosen(task)
     if setup.tracker is not None:
         setup.tracker.finish()
+    final = split.with_top(trained.top, method)
     if workers.rank() == 0:
-        final = split.with_top(trained.top, method)
         final = with_marker(final, trained.marker) if trained.marker else final
         final.model.save_pretrained(out / "policy")
         final.tokenizer.save_pretrained(out / "policy")

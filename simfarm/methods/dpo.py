@@ -61,7 +61,7 @@ def sequence_log_probabilities(
     """Return Σ_t log π of each response, or its mean over tokens, (B,); arguments as `response_log_probabilities`."""
     logp = response_log_probabilities(split, top, states, spans, [t for r in responses for t in r])
     rows = logp.split([len(r) for r in responses])
-    return torch.stack([row.mean() if mean else row.sum() for row in rows])
+    return torch.stack([row.mean() if mean else row.sum() for row in rows]) if rows else logp
 
 
 def dpo(split: SplitModel, pairs: Preferences, config: DPOConfig, *, seed: int, setup: Setup = PLAIN) -> Top:

@@ -195,11 +195,14 @@ def ppo(
             returns: list[torch.Tensor] = returns,
         ) -> tuple[torch.Tensor, Mapping[str, float]]:
             old_logp, old_v, a, ret = (
-                torch.cat([rows[i] for i in some]) for rows in (rollouts.logp, old_values, advantages, returns)
+                torch.cat([rows[0][:0], *(rows[i] for i in some)])
+                for rows in (rollouts.logp, old_values, advantages, returns)
             )
             inputs = [rollouts.states[i] for i in some], [rollouts.spans[i] for i in some]
             states = states_before(policy, *inputs)
-            targets = torch.tensor([t for i in some for t in rollouts.targets[i]], device=states.device)
+            targets = torch.tensor(
+                [t for i in some for t in rollouts.targets[i]], dtype=torch.long, device=states.device
+            )
             logp = split.log_probabilities(states, targets)
             values = value.of(states) if shared else value(*inputs)
             losses, clipped = policy_loss(logp, old_logp, a, config.clip)

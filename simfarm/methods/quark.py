@@ -103,7 +103,9 @@ def quark(
             questions: dict[int, list[int]] = questions,
         ) -> tuple[torch.Tensor, Mapping[str, float]]:
             spans = [(len(questions[i]), rollouts.spans[i][1]) for i in some]
-            targets = torch.tensor([t for i in some for t in rollouts.targets[i]], device=split.policy.device)
+            targets = torch.tensor(
+                [t for i in some for t in rollouts.targets[i]], dtype=torch.long, device=split.policy.device
+            )
             logp = log_distributions(split, states_before(policy, [states[i] for i in some], spans))
             with torch.no_grad():
                 plain = [rollouts.states[i] for i in some], [rollouts.spans[i] for i in some]

@@ -14,7 +14,7 @@ from simfarm import draws
 from simfarm.errors import ConfigError, DataError, TrainingError
 from simfarm.methods.config import Rollout
 from simfarm.methods.sft import response_log_probabilities, states_before
-from simfarm.policies import workers
+from simfarm.policies import sharding, workers
 from simfarm.policies.split import SplitModel, Top
 from simfarm.policies.training import Setup
 from simfarm.policies.transformers import Response, length_sorted_batches
@@ -259,7 +259,7 @@ def _log_probabilities(
 
     def compute(rows: list[int]) -> torch.Tensor:
         before = states_before(top, [states[i] for i in rows], [spans[i] for i in rows])
-        tokens = torch.tensor([t for i in rows for t in targets[i]], device=before.device)
+        tokens = torch.tensor([t for i in rows for t in targets[i]], dtype=torch.long, device=before.device)
         logp = split.log_probabilities(before, tokens)
         return torch.stack([logp, value(before)], 1) if value else logp
 
@@ -284,7 +284,7 @@ def by_row(
         n tensors, (r_b, …).
     """
     found: list[torch.Tensor] = [torch.empty(0)] * len(states)
-    for rows in length_sorted_batches([len(s) for s in states], batch_size):
+    for rows in sharding.in_step(length_sorted_batches([len(s) for s in states], batch_size)):
         for i, part in zip(rows, compute(rows).split([spans[i][1] for i in rows]), strict=True):
             found[i] = part
     return found
@@ -303,5 +303,5 @@ def new_log_probabilities(split: SplitModel, top: Top, rollouts: Rollouts, rows:
 
 def per_token(values: torch.Tensor, rollouts: Rollouts, rows: Sequence[int]) -> torch.Tensor:
     """Repeat a value of each row for each of its response tokens: (B,) values, N tokens of `rows` -> (N,)."""
-    lengths = torch.tensor([rollouts.spans[i][1] for i in rows], device=values.device)
+    lengths = torch.tensor([rollouts.spans[i][1] for i in rows], dtype=torch.long, device=values.device)
     return values[list(rows)].repeat_interleave(lengths)

@@ -116,11 +116,11 @@ def response_log_probabilities(
         (N,) in float32. Logits are computed at response tokens only.
     """
     before = states_before(top, states, spans)
-    return split.log_probabilities(before, torch.tensor(targets, device=before.device))
+    return split.log_probabilities(before, torch.tensor(targets, dtype=torch.long, device=before.device))
 
 
 def states_before(top: Top, states: Sequence[torch.Tensor], spans: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Return the top's states that predict the response tokens of a few rows, one after the other, (N, H)."""
-    hidden = top(torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True))
+    hidden = top.rows(states)
     # the state before a token predicts it
-    return torch.cat([hidden[i, p - 1 : p - 1 + r] for i, (p, r) in enumerate(spans)])
+    return torch.cat([hidden[:0, 0], *(hidden[i, p - 1 : p - 1 + r] for i, (p, r) in enumerate(spans))])

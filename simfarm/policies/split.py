@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from simfarm.errors import ConfigError, ModelError, suggest
-from simfarm.policies.lora import with_lora, without_lora
+from simfarm.policies import sharding, workers
+from simfarm.policies.lora import LoRALinear, with_lora, without_lora
 from simfarm.policies.transformers import (
     TransformersPolicy,
     hidden_states,
@@ -43,6 +44,17 @@ class Top(nn.Module):
         """Run the layers; matrix products in the dtype of the trunk's model."""
         with torch.autocast(trunk.device.type, self.compute, enabled=self.compute != torch.float32):
             return cast(torch.Tensor, self.body(inputs_embeds=trunk.float(), use_cache=False).last_hidden_state)
+
+    def rows(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Run B rows of trunk states, (T_b, H), filled on the right to (B, T, H).
+
+        Without rows one position is computed and thrown away: if the top is sharded, other processes wait for it.
+        """
+        if states:
+            return cast(torch.Tensor, self(nn.utils.rnn.pad_sequence(list(states), batch_first=True)))
+        body: Any = self.body
+        blank = torch.zeros(1, 1, body.config.hidden_size, device=next(self.parameters()).device)
+        return cast(torch.Tensor, self(blank)[:0])
 
 
 class SplitModel:
@@ -126,17 +138,21 @@ class SplitModel:
     def new_top(self, start: Top | None = None) -> Top:
         """Return a trainable copy, in float32, of the model's last k layers and final norm, or of those of `start`.
 
-        With a LoRA rank, the adapters are in float32 and the layers, frozen, are the model's own.
+        With a LoRA rank, the adapters are in float32 and the layers, frozen, are the model's own. Without, the copy is
+        sharded if training is, layer by layer: no process ever holds all of it.
         """
         base: Any = self.policy.model.base_model
-        source: Any = base if start is None else start.body
-        layers, norm = source.layers[-self.k :], source.norm
-        if start is not None:
-            layers = without_lora(layers).requires_grad_(False)
+        layers, norm = base.layers[-self.k :], base.norm
         if self.lora_rank is None:
-            layers = copy.deepcopy(layers).float().requires_grad_(True)
+            layers = nn.ModuleList(
+                sharding.shard(copy.deepcopy(layer).float().requires_grad_(True)) for layer in layers
+            )
             norm = copy.deepcopy(norm).float().requires_grad_(True)
-        else:
+        elif start is not None:
+            layers, norm = copy.deepcopy(layers).float(), copy.deepcopy(norm).float()
+        if start is not None:
+            _fill(nn.ModuleList([*layers, norm]), start)
+        if self.lora_rank is not None:
             layers, norm = with_lora(layers, self.lora_rank), copy.deepcopy(norm).requires_grad_(False)
         body = _view(base, layers, norm)
         if self.gradient_checkpointing:
@@ -144,7 +160,8 @@ class SplitModel:
             for layer in layers:
                 # transformers recomputes in training only; what is inside the layer stays as it is, without dropout
                 layer.training = True
-        return Top(body, self.compute)
+        top = Top(body, self.compute)
+        return sharding.shard(top) if self.lora_rank is None else top
 
     def initial_top(self) -> Top:
         """Return the last k layers and final norm with the model's own weights, not to be trained: a reference's."""
@@ -170,14 +187,15 @@ class SplitModel:
             return token_log_probabilities(self.policy.model.get_output_embeddings(), states, targets)
 
     def with_top(self, top: Top, name: str) -> TransformersPolicy:
-        """Return a policy that computes with a copy of `top`, LoRA merged, in the model's dtype and shares the rest."""
+        """Return a policy that computes with a copy of `top`, LoRA merged, in the model's dtype and shares the rest.
+
+        If the top is sharded, on all processes at once; the copy is whole on each.
+        """
         model = self.policy.model
-        body: Any = top.body
-        layers = [
-            *model.base_model.layers[: -self.k],
-            *cast(nn.ModuleList, without_lora(body.layers).to(self.compute).requires_grad_(False)),
-        ]
-        base = _view(model.base_model, layers, copy.deepcopy(body.norm).to(self.compute).requires_grad_(False))
+        own: Any = copy.deepcopy(nn.ModuleList([*model.base_model.layers[-self.k :], model.base_model.norm]))
+        *layers, norm = own.requires_grad_(False)
+        _fill(nn.ModuleList([*layers, norm]), top)
+        base = _view(model.base_model, [*model.base_model.layers[: -self.k], *layers], norm)
         whole = _shallow(model)
         whole._modules[model.base_model_prefix] = base
         policy = TransformersPolicy(whole, self.policy.tokenizer, name=name)
@@ -215,13 +233,30 @@ def _view(base: Any, layers: Any, norm: nn.Module) -> Any:
     return view
 
 
+def _fill(parts: nn.ModuleList, top: Top) -> None:
+    """Copy into k layers and a norm, whole or sharded, the weights of a top, LoRA merged."""
+    body: Any = top.body
+    layers = body.layers[-(len(parts) - 1) :]
+    if any(isinstance(module, LoRALinear) for module in layers.modules()):
+        layers = without_lora(layers)
+    for own, given in zip(parts, [*layers, body.norm], strict=True):
+        for p, q in zip(own.parameters(), given.parameters(), strict=True):
+            sharding.put(p, q)
+
+
 def save_tensors(module: nn.Module, path: Path, **metadata: str) -> None:
-    """Save a module's trained tensors as safetensors; the file appears whole or not at all."""
+    """Save a module's trained tensors as safetensors; the file appears whole or not at all.
+
+    If the module is sharded, on all processes at once; process 0 writes.
+    """
     from safetensors.torch import save_file
 
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    tensors = {name: sharding.at_first(p).detach().cpu().contiguous() for name, p in trained}
+    if workers.rank() != 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
-    tensors = {name: p.detach().cpu().contiguous() for name, p in module.named_parameters() if p.requires_grad}
     save_file(tensors, partial, metadata=metadata)
     partial.replace(path)
 
@@ -242,10 +277,9 @@ def load_tensors(module: nn.Module, path: Path) -> None:
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name in own.keys() ^ tensors.keys():
         raise ModelError(f"The weights {path} do not fit: {name!r} is not in both.{suggest(name, own)}")
-    with torch.no_grad():
-        for name, p in own.items():
-            if p.shape != tensors[name].shape:
-                raise ModelError(
-                    f"The weights {path} do not fit: {name} is {tuple(tensors[name].shape)}, not {tuple(p.shape)}."
-                )
-            p.copy_(tensors[name])
+    for name, p in own.items():
+        if p.shape != tensors[name].shape:
+            raise ModelError(
+                f"The weights {path} do not fit: {name} is {tuple(tensors[name].shape)}, not {tuple(p.shape)}."
+            )
+        sharding.put(p, tensors[name])

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from simfarm import draws
 from simfarm.errors import RunError, TrainingError
-from simfarm.policies import workers
+from simfarm.policies import sharding, workers
 from simfarm.policies.trackers import Tracker
 from simfarm.policies.transformers import TransformersPolicy
 from simfarm.progress import Progress, no_progress, track
@@ -31,7 +32,11 @@ from simfarm.progress import Progress, no_progress, track
 CHECKPOINT, METRICS, SAMPLES = "checkpoint.pt", "metrics.jsonl", "samples.jsonl"
 
 Loss = Callable[[list[int]], tuple[torch.Tensor, Mapping[str, float]]]
-"""Rows -> (loss summed over them, metrics summed over them)."""
+"""Rows -> (loss summed over them, metrics summed over them).
+
+In sharded training also called without rows, by a process that has fewer than others: it is to compute with the same
+modules in the same order, as `Top.rows` lets it, and to return a sum over nothing.
+"""
 
 Gold = Callable[[Sequence[str]], NDArray[np.float64]]
 """n responses to the watched prompts -> (n,) scores by what is really wanted, such as a pool without noise."""
@@ -177,9 +182,10 @@ class Trainer:
         mine = sorted(workers.own(rows), key=lambda i: lengths[i])
         self.optimiser.zero_grad()
         sums: dict[str, float] = {}
-        for start in range(0, len(mine), self.setup.micro_batch):
+        starts = range(0, len(mine), self.setup.micro_batch)
+        for some in sharding.in_step(mine[start : start + self.setup.micro_batch] for start in starts):
             try:
-                part, metrics = loss(mine[start : start + self.setup.micro_batch])
+                part, metrics = loss(some)
                 (part / total).backward()
             except (RuntimeError, MemoryError) as error:
                 # on a CPU PyTorch says it in a RuntimeError like any other
@@ -192,7 +198,7 @@ class Trainer:
             for name, value in {"loss": float(part.detach()) / total, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value
         sums = self._over_processes(sums)
-        norm = float(nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm))
+        norm = sharding.clip_gradients(self.trained, self.max_grad_norm)
         if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
             kept = "the last checkpoint is kept" if self.setup.folder else "no folder was given to keep checkpoints in"
             raise TrainingError(
@@ -203,13 +209,14 @@ class Trainer:
         return sums
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
-        """Add up gradients and sums over processes; a process without rows of a batch takes part with zeros."""
+        """Add up sums and gradients over processes; a process without rows of a batch takes part with zeros."""
         if workers.count() == 1:
             return sums
         for p in self.trained:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        workers.add_up(p.grad for p in self.trained if p.grad is not None)
+        # gradients in parts are added up as they come
+        workers.add_up(p.grad for p in self.trained if p.grad is not None and not isinstance(p, DTensor))
         parts = workers.gather([sums])
         return {name: sum(part.get(name, 0.0) for part in parts) for name in {k: 0 for part in parts for k in part}}
 
@@ -226,8 +233,9 @@ class Trainer:
             if kl > watch.max_kl:
                 self.stopped = f"KL {kl:.3g} nats is beyond {watch.max_kl:g} after step {step}"
         folder = self.setup.folder
-        if folder is not None and workers.rank() == 0:
-            write_jsonl(folder / METRICS, self.history)
+        if folder is not None:
+            if workers.rank() == 0:
+                write_jsonl(folder / METRICS, self.history)
             if (step + 1) % self.setup.checkpoint_every == 0 or step + 1 == self.total_steps or self.stopped:
                 self._save(folder / CHECKPOINT)
         if self.setup.tracker is not None and workers.rank() == 0:
@@ -276,15 +284,21 @@ class Trainer:
                         p.copy_(kept)
 
     def _save(self, path: Path) -> None:
+        """Write a checkpoint, the same whether training is sharded or not; on all processes at once."""
         state = {
             "identity": self.identity,
-            "modules": {name: trained_tensors(module) for name, module in self.modules.items()},
-            "optimiser": self.optimiser.state_dict(),
+            "modules": {name: _at_first(trained_tensors(module)) for name, module in self.modules.items()},
+            "optimiser": {
+                key: {i: _at_first(moments) for i, moments in value.items()} if key == "state" else value
+                for key, value in self.optimiser.state_dict().items()
+            },
             "history": self.history,
             "extra": self.extra,
-            "best": self._best,
+            "best": self._best and (*self._best[:2], [sharding.at_first(p) for p in self._best[2]]),
             "stopped": self.stopped,
         }
+        if workers.rank() != 0:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}")
         torch.save(state, partial)
@@ -292,7 +306,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=workers.sharded())
             identity = {**self._younger, **state["identity"]}
             modules = state["modules"]
             tensors = {name: module.keys() for name, module in modules.items()}
@@ -310,18 +324,26 @@ class Trainer:
                 f"The checkpoint {path} is of a training of other weights: another number of layers, or LoRA in one of "
                 "them. Give another folder, or delete it to begin anew."
             )
-        with torch.no_grad():
-            for name, module in self.modules.items():
-                for key, p in trained_tensors(module).items():
-                    p.copy_(modules[name][key])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for name, module in self.modules.items():
+            for key, p in trained_tensors(module).items():
+                sharding.put(p, modules[name][key])
+        optimiser, best = state["optimiser"], state["best"]
+        moments = {
+            i: {key: sharding.like(self.trained[i], value) for key, value in some.items()}
+            for i, some in optimiser["state"].items()
+        }
+        self.optimiser.load_state_dict({**optimiser, "state": moments})
         self.history, self.extra, self.stopped = state["history"], state["extra"], state["stopped"]
-        self._best = state["best"]
+        self._best = best and (*best[:2], list(map(sharding.like, self.trained, best[2])))
 
 
 def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the trainable parameters by name, without their gradients."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _at_first(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: sharding.at_first(tensor) for name, tensor in tensors.items()}
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

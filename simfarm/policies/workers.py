@@ -2,7 +2,8 @@
 
 `accelerate launch` and `torchrun` start them and say in the environment who is who. Row i of a data set belongs to
 process i mod n: only there are its states computed and its gradients taken. Gradients are added up over processes
-before each optimiser step, so n processes learn what one learns, up to rounding.
+before each optimiser step, so n processes learn what one learns, up to rounding. What each holds of what is trained is
+all of it, or a part if training is sharded (see `sharding`).
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def rank() -> int:
 def count() -> int:
     """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sharded() -> bool:
+    """Say whether several processes share one copy of what is trained: after `accelerate launch --use_fsdp`."""
+    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
 
 
 def own(rows: Iterable[int]) -> list[int]:

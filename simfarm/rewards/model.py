@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from simfarm.errors import ModelError
+from simfarm.policies import sharding
 from simfarm.policies.split import SplitModel, load_tensors, save_tensors
 from simfarm.policies.transformers import length_sorted_batches
 from simfarm.progress import Progress, no_progress
@@ -58,17 +59,16 @@ class RewardModel(nn.Module):
 
     def pooled(self, texts: Sequence[Text]) -> torch.Tensor:
         """Return what the score reads of B texts: (B, H) in float32."""
-        hidden = self.top(nn.utils.rnn.pad_sequence([text.states for text in texts], batch_first=True))
+        hidden = self.top.rows([text.states for text in texts])
         first = {"last": [len(t.states) - 1 for t in texts], "mean": [t.prompt for t in texts]}[self.pooling]
-        return torch.stack(
-            [hidden[i, a : len(t.states)].mean(0) for i, (a, t) in enumerate(zip(first, texts, strict=True))]
-        ).float()
+        means = [hidden[i, a : len(t.states)].mean(0) for i, (a, t) in enumerate(zip(first, texts, strict=True))]
+        return torch.stack(means).float() if means else hidden[:, 0].float()
 
     @torch.no_grad()
     def rewards_of_texts(self, texts: Sequence[Text], *, batch_size: int = 16) -> NDArray[np.float64]:
         """Score texts whose trunk states are known; returns (n,)."""
         scores = np.zeros(len(texts))
-        for rows in length_sorted_batches([len(text.states) for text in texts], batch_size):
+        for rows in sharding.in_step(length_sorted_batches([len(text.states) for text in texts], batch_size)):
             scores[rows] = self([texts[i] for i in rows]).double().cpu().numpy()
         return scores
 
