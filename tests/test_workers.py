@@ -43,7 +43,7 @@ def by_length(responses: Sequence[Response], texts: Sequence[Text]) -> NDArray[n
 
 
 def tiny() -> tuple[SplitModel, list[str]]:
-    split = SplitModel(tiny_policy(layers=2), 1, gradient_checkpointing=True)
+    split = SplitModel(tiny_policy(layers=3), 2, gradient_checkpointing=True)
     return split, [split.policy.render(p) for p in ("one", "two and more", "three")]
 
 
@@ -124,7 +124,7 @@ def check_parts(folder: Path) -> None:
         by_ppo(folder)
     trainer = seen[0]
     split, _ = tiny()
-    whole = 2 * sum(p.numel() for p in tiny_policy(layers=1).model.base_model.layers.parameters())
+    whole = 2 * sum(p.numel() for p in tiny_policy(layers=2).model.base_model.layers.parameters())
     parts = [p for p in trainer.trained if isinstance(p, DTensor)]
     assert [tuple(p.shape) for p in trainer.trained if not isinstance(p, DTensor)] == [(1, split.hidden_size), (1,)]
     for held in (

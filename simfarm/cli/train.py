@@ -102,7 +102,7 @@ def train(
     expert_iteration, ppo, quark, reinforce and rloo, which need --reward. The same command again goes on where it was
     interrupted. OUT/policy is a model that `--set policy.model=hf/OUT/policy` of an experiment takes, and transformers
     loads; best_of_n writes OUT/outputs.json. With `accelerate launch -m simfarm train …` several processes share the
-    work.
+    work; with `--use_fsdp` also the weights, gradients and moments.
     """
     from simfarm.errors import require
     from simfarm.methods.registry import Task, load_method
