@@ -41,6 +41,7 @@ class FakeLLM:
 
     def __post_init__(self) -> None:
         self._read()
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: self.calls.append("shutdown")))
 
     def _read(self) -> None:
         self.weights = AutoModelForCausalLM.from_pretrained(self.model, dtype=getattr(torch, self.dtype)).eval()

@@ -5,7 +5,6 @@ vLLM is a fake here that reads weights from the folder as vLLM does; tests/integ
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -100,8 +99,7 @@ def test_what_the_sampler_made_goes_with_it(started: list[FakeLLM]) -> None:
     folder = Path(started[0].model)
     assert (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file()
     del sampler
-    gc.collect()
-    assert not folder.exists()
+    assert started[0].calls[-1] == "shutdown" and not folder.exists()
 
 
 def test_gap_and_ratio_by_hand() -> None:
@@ -138,6 +136,7 @@ def test_every_method_draws_through_it_and_reports_the_gap(
 
     rows = run(tmp_path / "followed")
     assert [call for call in started[0].calls if call.startswith("enqueue")] == ["enqueue 6"] * 3
+    assert started[0].calls[-1] == "shutdown", "it ends with the training"
     assert all(0 <= row["sampler_gap"] < 1e-4 and row["sampler_ratio"] == pytest.approx(1, abs=1e-4) for row in rows)
     assert run(tmp_path / "again") == rows
     # a sampler that keeps its first weights is told from one that follows

@@ -156,7 +156,9 @@ class SplitModel:
             layers, norm = with_lora(layers, self.lora_rank), copy.deepcopy(norm).requires_grad_(False)
         body = _view(base, layers, norm)
         if self.gradient_checkpointing:
-            body.activation_checkpointing_enable({"use_reentrant": False})
+            # its name before transformers 5.20
+            older: Any = getattr(body, "gradient_checkpointing_enable", None)
+            getattr(body, "activation_checkpointing_enable", older)({"use_reentrant": False})
             for layer in layers:
                 # transformers recomputes in training only; what is inside the layer stays as it is, without dropout
                 layer.training = True

