@@ -20,7 +20,7 @@ from simfarm.overoptimization.curves import spaced
 from simfarm.policies.split import SplitModel
 from simfarm.policies.training import Setup, Watch
 from simfarm.policies.transformers import Response
-from simfarm.rewards.ensemble import RewardEnsemble, Rule
+from simfarm.rewards.ensemble import RewardEnsemble, Rule, combine
 from simfarm.rewards.model import RewardModel, Text
 from simfarm.rewards.train import Pairs, train_reward_model
 
@@ -42,6 +42,8 @@ class World:
     config: LaboratoryConfig
     seed: int
     _rewards: dict[tuple[object, ...], RewardModel] = field(default_factory=dict)
+    _sample_texts: dict[int, list[Text]] = field(default_factory=dict)
+    _scores: dict[RewardModel, Floats] = field(default_factory=dict)
 
     @cached_property
     def prompts(self) -> tuple[list[str], list[str]]:
@@ -128,19 +130,22 @@ class World:
         states = split.trunk_states(before, after, batch_size=256)
         return [Text(s, len(p)) for s, p in zip(states, before, strict=True)]
 
-    @cached_property
-    def _sample_texts(self) -> dict[int, list[Text]]:
-        return {}
+    def _proxies(self, arm: Arm) -> Floats:
+        """Score best-of-n's samples, (prompts · N,); each reward model reads them once for all arms that it is in."""
+        asked, responses, _ = self.samples
+        if arm.layers not in self._sample_texts:
+            self._sample_texts[arm.layers] = self.texts(self.splits[arm.layers], asked, responses)
+        ensemble = self.reward(arm)
+        for member in ensemble.members:
+            if member not in self._scores:
+                self._scores[member] = member.rewards_of_texts(self._sample_texts[arm.layers], batch_size=256)
+        return combine(np.stack([self._scores[m] for m in ensemble.members]), ensemble.rule, ensemble.penalty)
 
     def best_of_n(self, arm: Arm) -> pd.DataFrame:
         """Return the best-of-n curve of each prompt: n, kl, prompt, proxy, gold."""
-        asked, responses, golds = self.samples
-        split = self.splits[arm.layers]
-        if arm.layers not in self._sample_texts:
-            self._sample_texts[arm.layers] = self.texts(split, asked, responses)
-        proxy = self.reward(arm).rewards_of_texts(self._sample_texts[arm.layers], batch_size=256)
+        golds = self.samples[2]
         n, ns = self.config.samples, spaced(self.config.samples)
-        proxies, values = best_of_n_values(proxy.reshape(-1, n), golds.reshape(-1, n), ns)
+        proxies, values = best_of_n_values(self._proxies(arm).reshape(-1, n), golds.reshape(-1, n), ns)
         return pd.DataFrame(
             {
                 "n": np.tile(ns, len(proxies)),
