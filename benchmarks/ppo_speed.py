@@ -106,7 +106,7 @@ def ours(folder: Path, value: str, layers: int, rollouts: int, new_tokens: int, 
     reward = RewardModel(split)
     torch.manual_seed(0)
     torch.nn.init.normal_(reward.score.weight, std=split.hidden_size**-0.5)
-    prompts = json.loads((folder / "prompts.json").read_text("utf-8"))
+    prompts = json.loads((folder / "prompts.json").read_text("utf-8"))[:rollouts]
     config = PPOConfig(
         steps=steps, rollouts=rollouts, minibatch=rollouts, epochs=1, learning_rate=1e-5,
         value_network="shared" if value == "shared" else "own",
