@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="Last layers trained in the quicker setting.")
     parser.add_argument("--peer-python", help="A Python that has trl 1.12.0.")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--micro-batch", type=int, default=8, help="Rows with gradients at once, of ours.")
+    parser.add_argument("--micro-batch", type=int, default=4, help="Rows with gradients at once, of ours.")
     parser.add_argument("--step", nargs=7, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
