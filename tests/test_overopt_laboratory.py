@@ -298,4 +298,4 @@ def test_gold_is_judged_along_ppo_and_resumes(tmp_path):
 
 def test_overopt_smollm2_is_what_the_docs_say():
     config = load_experiment("overopt-smollm2")
-    assert config.best_of_n.n == 64 and config.data.limit_of("eval") == 48 and config.overoptimization.every is not None
+    assert config.best_of_n.n == 64 and config.data.limit_of("eval") == 72 and config.overoptimization.every is not None

@@ -164,7 +164,7 @@ class Peak:
     end: float
     """Position of the last point."""
     gain: Estimate
-    """Gold at the highest point minus the initial policy's."""
+    """Gold at the highest point minus the initial policy's; at the end, if that is the highest point."""
     fall: Estimate
     """Gold at the end minus gold at the peak."""
     proxy_rises: bool
@@ -213,13 +213,15 @@ def seen_peak(
     clusters = np.arange(len(gold))
     other_half = np.array([gold[1::2].mean(0).argmax(), gold[::2].mean(0).argmax()])
     own = gold[clusters, other_half[clusters % 2]]
+    # the end is no pick: gold there is measured by all clusters
+    highest = gold[:, -1] if at == len(positions) - 1 else own
     return Peak(
         start=float(positions[0]),
         position=float(positions[at]),
         low=float(low),
         high=float(high),
         end=float(positions[-1]),
-        gain=clustered_mean(own - gold[:, 0], clusters, confidence=confidence),
+        gain=clustered_mean(highest - gold[:, 0], clusters, confidence=confidence),
         fall=clustered_mean(gold[:, -1] - own, clusters, confidence=confidence),
         proxy_rises=bool(proxy[:, -1].mean() > proxy[:, at].mean()),
     )
@@ -246,7 +248,8 @@ def verdict(peak: Peak, *, name: str = "n", unit: str = "points", confidence: fl
             f"going on to {name} = {end} costs {cost}.{parted}"
         )
     if peak.position == peak.end:
-        return f"Gold is highest at the end, {name} = {end}: {gain}. No over-optimization up to there."
+        highest = f"Gold is highest at the end, {name} = {end}: {gain} against the initial policy."
+        return f"{highest} No over-optimization up to there."
     return (
         f"Gold is highest at {name} = {at} ({sure}: {peak.low:g} to {peak.high:g}), but {name} = {end} is not shown to "
         f"be worse: it costs {cost}, and the interval holds 0." + parted
