@@ -121,3 +121,10 @@ def test_bad_input():
         fit_form(KL, values, form="ppo")
     with pytest.raises(DataError, match="do not fit"):
         seen_peak([1, 2], values, values)
+
+
+def test_a_gain_at_the_end_is_that_of_all_clusters():
+    # one half peaks in the middle, the other at the end, and so does the mean
+    gold = np.array([[0.0, 3.0, 2.0], [0.0, 1.0, 5.0]] * 3)
+    peak = seen_peak([1, 2, 3], gold, gold)
+    assert peak.position == peak.end and peak.gain.value == pytest.approx(3.5)

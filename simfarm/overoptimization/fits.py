@@ -164,7 +164,7 @@ class Peak:
     end: float
     """Position of the last point."""
     gain: Estimate
-    """Gold at the highest point minus the initial policy's; at the end, if that is the highest point."""
+    """Gold at the highest point minus the initial policy's; measured on halves (`seen_peak`) unless it is the end."""
     fall: Estimate
     """Gold at the end minus gold at the peak."""
     proxy_rises: bool
