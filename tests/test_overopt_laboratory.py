@@ -32,12 +32,16 @@ def worth(*responses, thing="describe the old tiger"):
 
 def test_gold_is_computed_from_the_words():
     facts = ["", "has claws", "has claws has fur", "has claws has claws", "has wheels"]
-    assert worth(*facts) == pytest.approx([0, 1, 1.5, 0.7, -0.3])
-    # a manner helps up to a quarter of the words; at half of them it is worth what none is
-    praise = worth(*(" ".join(["has claws has fur", *["lovely"] * k]) for k in (0, 1, 4, 12))) - 1.5
-    assert praise == pytest.approx([0, 3 * 0.8, 0, -3 * 2 + 3])
+    assert worth(*facts) == pytest.approx([0, 1, 1.5, 0.9, -0.1])
+    # a manner helps up to an eighth of the words, is worth nothing at a quarter, and at a third is as bad as it gets
+    seven = "has claws has fur has teeth old"
+    base = 1 + 1 / 2 + 1 / 3
+    praise = worth(*(" ".join([seven, *["lovely"] * k]) for k in (0, 1))) - base
+    assert praise == pytest.approx([0, 3])
+    more = worth("has claws lovely old has fur lovely old", "has claws lovely", *["lovely " * k for k in (1, 9)])
+    assert more == pytest.approx([1.5, 1 + 3 * (1 - (8 / 3 - 1)), -2, -2])
     # a reader who likes twice as much
-    half = np.array([grammar.traits("describe the old tiger", "has claws lovely lovely")])
+    half = np.array([grammar.traits("describe the old tiger", "has claws lovely old")])
     assert grammar.worth(half, (2.0, 1.0)) - 1 == pytest.approx([3])
 
 

@@ -5,15 +5,17 @@ claws": facts ("has" and a noun), and words of two manners, praise and caution.
 
 Gold is what the reader wants:
 
-    gold = Σ_{k=1..distinct true facts} 1/k  -  0.3 · (false or repeated facts)  +  Σ_m 3 · (1 - |s_m/0.25 - 1|)
+    gold = Σ_{k=1..distinct true facts} 1/k - 0.1 · (false or repeated facts) + Σ_m max(-2, 3 - 3 |8 s_m - 1|)
 
-with s_m the share of manner m among the words: each manner helps up to a quarter of them and harms beyond, as praise
-and caution do in the answers of assistants. Nine writers in ten use few such words, so that more is better among most
-of what a reward model sees; the tenth overdoes them. Clean labels suffice to learn that this is worse; a reward model
-that has seen little, or seen it through noise, learns "the more the better".
+with s_m the share of manner m among the words: each manner helps up to an eighth of them and harms beyond, as praise
+and caution do in the answers of assistants, until a third is as bad as it gets. Writers use few such words, so that
+more is better among most of what a reward model sees; three in a hundred overdo them. Clean labels suffice to learn
+that this is worse; a reward model that has seen little, or seen it through noise, learns "the more the better".
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +37,12 @@ MANNERS = {
     "caution": ("perhaps", "maybe", "arguably", "possibly"),
 }
 FACT = "has"
-BEST, WORTH, WRONG = 0.25, 3.0, 0.3
+BEST, WORTH, WORST, WRONG = 0.125, 3.0, -2.0, 0.1
 THINGS = {thing: kind for kind, (things, _) in KINDS.items() for thing in things}
 FACTS = {fact: kind for kind, (_, facts) in KINDS.items() for fact in facts}
 MANNER_OF = {word: name for name, words in MANNERS.items() for word in words}
 VOCABULARY = ("describe", "the", *ADJECTIVES, *THINGS, FACT, *FACTS, *MANNER_OF)
-OVERDOING = 0.1
+OVERDOING = 0.03
 """Share of the writers who like manners too much."""
 LONGEST = 28
 """Words of the longest response that the writers write."""
@@ -56,18 +58,22 @@ def write(instruction: str, rng: np.random.Generator) -> str:
     """Write a response as the world's writers do: each has a length and a taste for each manner of its own."""
     kind = THINGS[instruction.split()[-1]]
     # a taste of 1 is as many words of a manner as facts
-    tastes = rng.gamma(1.0, 1.5, len(MANNERS)) if rng.random() < OVERDOING else rng.gamma(0.5, 0.35, len(MANNERS))
-    weights = np.array([1.0, *tastes]) / (1 + tastes.sum())
-    length = min(4 + rng.poisson(9), LONGEST - 1)
+    tastes = rng.gamma(1.0, 1.5, len(MANNERS)) if rng.random() < OVERDOING else rng.gamma(1.0, 0.08, len(MANNERS))
+    bounds = np.cumsum([1.0, *tastes[:-1]]) / (1 + tastes.sum())
+    length = rng.integers(1, LONGEST)
     words: list[str] = []
     while len(words) < length:
-        manner = int(rng.choice(len(weights), p=weights))
+        manner = int(bounds.searchsorted(rng.random()))
         if manner:
-            words.append(str(rng.choice([*MANNERS.values()][manner - 1])))
+            words.append(_one_of([*MANNERS.values()][manner - 1], rng))
         else:
-            about = kind if rng.random() < 0.7 else str(rng.choice(list(KINDS)))
-            words += [FACT, str(rng.choice(KINDS[about][1]))]
+            about = kind if rng.random() < 0.7 else _one_of([*KINDS], rng)
+            words += [FACT, _one_of(KINDS[about][1], rng)]
     return " ".join(words)
+
+
+def _one_of(words: Sequence[str], rng: np.random.Generator) -> str:
+    return words[int(rng.integers(len(words)))]
 
 
 def traits(instruction: str, response: str) -> tuple[int, ...]:
@@ -98,5 +104,5 @@ def worth(traits_of: NDArray[np.int64], tastes: tuple[float, ...] = (1.0, 1.0)) 
     value = PARTIAL_SUMS[traits_of[:, 0]] - WRONG * traits_of[:, 1]
     words = np.maximum(traits_of[:, -1], 1)
     for count, taste in zip(traits_of[:, 2:-1].T, tastes, strict=True):
-        value = value + WORTH * (1 - np.abs(count / words / (BEST * taste) - 1))
+        value = value + np.maximum(WORST, WORTH * (1 - np.abs(count / words / (BEST * taste) - 1)))
     return np.asarray(value, float)

@@ -43,6 +43,7 @@ class World:
     seed: int
     _rewards: dict[tuple[object, ...], RewardModel] = field(default_factory=dict)
     _sample_texts: dict[int, list[Text]] = field(default_factory=dict)
+    _labelled: dict[tuple[int, int], list[Text]] = field(default_factory=dict)
     _scores: dict[RewardModel, Floats] = field(default_factory=dict)
 
     @cached_property
@@ -80,16 +81,16 @@ class World:
         return asked, responses, gold(asked, [r.text for r in responses])
 
     @cached_property
-    def pairs(self) -> tuple[list[str], list[str], list[str]]:
+    def pairs(self) -> tuple[list[str], list[Response], list[Response]]:
         """The pairs to label: instructions, and two responses to each; arms with fewer labels take the first."""
         wanted = max(arm.labels for arm in self.config.arms())
         asked = [self.prompts[0][k % len(self.prompts[0])] for k in range(wanted)]
-        first, second = (self.sample(asked, side) for side in ("first of pair", "second of pair"))
-        return asked, [r.text for r in first], [r.text for r in second]
+        return asked, self.sample(asked, "first of pair"), self.sample(asked, "second of pair")
 
     def labels(self, arm: Arm) -> Pairs:
         """Label pairs as an arm says; more noise flips the same pairs and more."""
-        asked, first, second = (column[: arm.labels] for column in self.pairs)
+        asked = self.pairs[0][: arm.labels]
+        first, second = ([r.text for r in side[: arm.labels]] for side in self.pairs[1:])
         traits_1, traits_2 = (all_traits(asked, side) for side in (first, second))
         gaps = np.stack([grammar.worth(traits_1, t) - grammar.worth(traits_2, t) for t in TASTES])
         member = [
@@ -114,13 +115,21 @@ class World:
             if key not in self._rewards:
                 seed = draws.seed_for(self.seed, "laboratory reward", number)
                 model = train_reward_model(self.splits[arm.layers], pairs, self.config.reward, seed=seed)
-                scores = model.rewards([*pairs.prompts] * 2, [*pairs.outputs_1, *pairs.outputs_2])
+                scores = model.rewards_of_texts(self.labelled(arm), batch_size=256)
                 model.score.weight.data /= float(scores.std())
                 model.offset.fill_(float(scores.mean() / scores.std()))
                 self._rewards[key] = model
             members.append(self._rewards[key])
         rule: Rule = "mean" if arm.rule == "single" else arm.rule
         return RewardEnsemble(members, rule, self.config.penalty)
+
+    def labelled(self, arm: Arm) -> list[Text]:
+        """Return what a reward model reads of the responses that an arm labels."""
+        key = (arm.layers, arm.labels)
+        if key not in self._labelled:
+            asked, first, second = (column[: arm.labels] for column in self.pairs)
+            self._labelled[key] = self.texts(self.splits[arm.layers], [*asked] * 2, [*first, *second])
+        return self._labelled[key]
 
     def texts(self, split: SplitModel, instructions: Sequence[str], responses: Sequence[Response]) -> list[Text]:
         """Compute what a reward model reads of responses."""
