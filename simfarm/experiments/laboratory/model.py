@@ -1,4 +1,4 @@
-"""The small world's language model: a transformer of about 150,000 weights, trained from scratch on its writers."""
+"""The small world's language model: a transformer of about 130,000 weights, trained from scratch on its writers."""
 
 from __future__ import annotations
 
